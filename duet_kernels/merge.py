@@ -1,0 +1,110 @@
+"""Stage 1 selection: dominant patches kept as they are, contextual tokens merged around anchors."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def select_and_merge(
+    hidden: torch.Tensor,
+    score: torch.Tensor,
+    metric: torch.Tensor,
+    settings: Sequence[tuple[int, int, int]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut each image to its own number of tokens.
+
+    Args:
+        hidden: ``[images, 1 + patches, dim]``, CLS first.
+        score: ``[images, patches]`` float32, higher is kept; ties go to the lower patch.
+        metric: ``[images, 1 + patches, metric_dim]``, compared by cosine when clusters form.
+        settings: per image ``(dominant, contextual, cluster_width)``; ``dominant`` counts CLS, and
+            ``dominant - 1 + contextual <= patches``. Width 0 is unlimited: every other patch joins a cluster and
+            anchors are spread over the patches in place order (VisionZip) instead of by score.
+
+    Returns:
+        ``[sum(dominant + contextual), dim]``: image after image CLS, dominant patches in ascending patch order,
+        contextual tokens in anchor order; and ``[images, patches]``, the patches by descending score
+        (the first ``dominant - 1`` of a row are the dominant ones).
+    """
+    num_images, num_patches = score.shape
+    for dominant, contextual, width in settings:
+        assert dominant >= 1 and contextual >= 0 and width >= 0 and dominant - 1 + contextual <= num_patches, (
+            f"{dominant=} {contextual=} {width=} {num_patches=}"
+        )
+    counts = torch.tensor(settings, device=score.device).unsqueeze(-1)  # [B, 3, 1]
+    num_dominant, num_anchors, width = counts[:, 0] - 1, counts[:, 1], counts[:, 2]
+    max_dominant = max(s[0] for s in settings) - 1
+    max_anchors = max(s[1] for s in settings)
+
+    by_score = score.argsort(dim=1, descending=True, stable=True)  # [B, N]
+    place = torch.arange(num_patches, device=score.device).expand_as(by_score)
+    rank = torch.empty_like(by_score).scatter_(1, by_score, place)
+    is_dominant = rank < num_dominant
+    dominant_rows = torch.where(is_dominant, place, num_patches - 1).sort(dim=1).values[:, :max_dominant] + 1
+
+    anchors, is_member = _form_pool(by_score, rank, is_dominant, num_dominant, num_anchors, width, max_anchors)
+    contextual = _merge(hidden, metric, anchors, is_member, num_anchors)
+    tokens = torch.cat([hidden[:, :1], _take(hidden, dominant_rows), contextual], dim=1)
+    packed = _packed_rows(settings, max_dominant, max_anchors).to(hidden.device)
+    return tokens.flatten(0, 1).index_select(0, packed), by_score
+
+
+def _form_pool(
+    by_score: torch.Tensor,
+    rank: torch.Tensor,
+    is_dominant: torch.Tensor,
+    num_dominant: torch.Tensor,
+    num_anchors: torch.Tensor,
+    width: torch.Tensor,
+    max_anchors: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Anchors' patches ``[B, max_anchors]`` (arbitrary beyond an image's own), and which patches join one ``[B, N]``."""
+    num_patches = by_score.shape[1]
+    num_rest = num_patches - num_dominant
+    pool_size = torch.where(width == 0, num_rest, (width * num_anchors).clamp(min=1).minimum(num_rest))
+    step = (pool_size // num_anchors.clamp(min=1)).clamp(min=1)
+
+    # A patch's place in the pool's order: by score the rest follows the dominant ones, by place it is counted.
+    in_order = torch.where(width == 0, (~is_dominant).cumsum(dim=1) - 1, rank - num_dominant)
+    in_pool = ~is_dominant & (in_order < pool_size)
+    is_anchor = in_pool & (in_order % step == 0) & (in_order // step < num_anchors)
+
+    rest_by_place = is_dominant.long().argsort(dim=1, stable=True)
+    slots = torch.arange(max_anchors, device=rank.device) * step  # [B, max_anchors]
+    by_place = rest_by_place.gather(1, slots.clamp(max=num_patches - 1))
+    by_rank = by_score.gather(1, (slots + num_dominant).clamp(max=num_patches - 1))
+    return torch.where(width == 0, by_place, by_rank), in_pool & ~is_anchor & (num_anchors > 0)
+
+
+def _merge(
+    hidden: torch.Tensor,
+    metric: torch.Tensor,
+    anchors: torch.Tensor,
+    is_member: torch.Tensor,
+    num_anchors: torch.Tensor,
+) -> torch.Tensor:
+    """``hidden[anchor] + mean(hidden[members])``, ``[B, max_anchors, dim]``; a member joins its most similar anchor."""
+    max_anchors = anchors.shape[1]
+    if max_anchors == 0:
+        return hidden[:, :0]
+    unit = torch.nn.functional.normalize(metric[:, 1:].float(), dim=-1)
+    similarity = unit @ _take(unit, anchors).transpose(1, 2)  # [B, N, max_anchors]
+    slots = torch.arange(max_anchors, device=anchors.device)
+    nearest = similarity.masked_fill((slots >= num_anchors).unsqueeze(1), -torch.inf).argmax(dim=-1)
+    joins = ((nearest.unsqueeze(1) == slots[:, None]) & is_member.unsqueeze(1)).float()  # [B, max_anchors, N]
+    mean = joins @ hidden[:, 1:].float() / joins.sum(dim=-1, keepdim=True).clamp(min=1)
+    return (_take(hidden, anchors + 1).float() + mean).to(hidden.dtype)
+
+
+def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """``rows [B, T, dim]`` at ``index [B, K]`` -> ``[B, K, dim]``."""
+    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def _packed_rows(settings: Sequence[tuple[int, int, int]], max_dominant: int, max_anchors: int) -> torch.Tensor:
+    """Which rows of the padded ``[B, 1 + max_dominant + max_anchors]`` tokens are real, image after image."""
+    stride = 1 + max_dominant + max_anchors
+    slot = torch.arange(stride)
+    dominant, contextual = torch.tensor([s[:2] for s in settings]).T.unsqueeze(-1)  # host side: no device copy back
+    is_real = torch.where(slot < 1 + max_dominant, slot < dominant, slot - 1 - max_dominant < contextual)
+    return is_real.flatten().nonzero().squeeze(1)

@@ -1,0 +1,111 @@
+"""LLaVA-1.5: vLLM's own model with both stages, a CLIP tower and any Llama-family decoder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import BatchFeature, CLIPVisionConfig
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import MultiModalDataItems
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+
+from duet_server.engine.text_stage import SegmentedDecoder
+from duet_server.engine.vision_stage import Stage1Counts, cut, encode
+from duet_server.engine.vllm_internals import VllmConfig
+
+STAGE1 = "duet_stage1"  # in mm_processor_kwargs: [dominant, contextual, cluster_width]; absent: stage 1 off
+OFF = (0, 0, 0)
+
+
+class DuetLlavaProcessor(LlavaMultiModalProcessor):
+    """Carries stage 1's counts with every image, so that vLLM's caches keep the settings apart by themselves."""
+
+    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        return super()._call_hf_processor(hf_data, {k: v for k, v in hf_kwargs.items() if k != STAGE1})
+
+    def _postprocess_hf_mm_data(
+        self,
+        mm_inputs: Mapping[str, object],
+        hf_processor_mm_kwargs: Mapping[str, object],
+        processed_data: BatchFeature,
+    ) -> BatchFeature:
+        data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
+        if "pixel_values" in data:
+            counts = hf_processor_mm_kwargs.get(STAGE1, OFF)
+            data[STAGE1] = torch.tensor([counts] * len(data["pixel_values"]))
+        return data
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, STAGE1: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, Any],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        if STAGE1 not in hf_processor_mm_kwargs:
+            return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        dominant, contextual, _ = hf_processor_mm_kwargs[STAGE1]
+        image_token_id = self.info.get_hf_config().image_token_index
+        return [
+            PromptReplacement(
+                modality="image", target=[image_token_id], replacement=[image_token_id] * (dominant + contextual)
+            )
+        ]
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    DuetLlavaProcessor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+    """Weights, processor and outputs of vLLM's LLaVA; with nothing to drop it computes the same."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        boundaries = vllm_config.additional_config["duet"]["boundaries"]
+        self.decoder = SegmentedDecoder(self.language_model.model, boundaries, vllm_config)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        counts = _counts(kwargs.pop(STAGE1, None))
+        if not any(counts):
+            return super().embed_multimodal(**kwargs)
+        pixels = self._parse_and_validate_image_input(**kwargs)["pixel_values"]
+        tokens = cut(*encode(self.vision_tower.vision_model, pixels), counts)
+        return self.multi_modal_projector(torch.cat(tokens)).split([len(image) for image in tokens])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        return self.decoder(positions, hidden)
+
+
+def _counts(field: torch.Tensor | None) -> list[Stage1Counts | None]:
+    """Per image its counts, None where stage 1 is off."""
+    rows = [] if field is None else [tuple(row) for row in field.tolist()]
+    return [None if row == OFF else row for row in rows]
+
+
+def check_config(vllm_config: VllmConfig) -> None:
+    """Raise for LLaVA variants whose tower stage 1 cannot read."""
+    config = vllm_config.model_config.hf_config
+    if not isinstance(config.vision_config, CLIPVisionConfig):
+        raise ValueError(f"DUET serves LLaVA with a CLIP tower, not {type(config.vision_config).__name__}")
+    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
+        raise ValueError("DUET needs one vision_feature_layer and vision_feature_select_strategy 'default'")

@@ -1,0 +1,69 @@
+"""What the plugin tells vLLM: which models it serves, and the configuration that these need."""
+
+from typing import Any
+
+from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+from duet_server.engine.vllm_internals import VllmConfig, current_platform
+from duet_server.plan import check_boundaries, default_boundaries
+
+SCHEDULER = "duet_server.engine.scheduler.DuetScheduler"
+CPU_WORKER = "duet_server.engine.worker_cpu.DuetCPUWorker"
+
+
+def register_models() -> None:
+    ModelRegistry.register_model(
+        "LlavaForConditionalGeneration", "duet_server.engine.models.llava:DuetLlavaForConditionalGeneration"
+    )
+    MODELS_CONFIG_MAP["LlavaForConditionalGeneration"] = DuetLlavaConfig
+
+
+class DuetLlavaConfig(VerifyAndUpdateConfig):
+    """Runs while vLLM puts its configuration together, before the platform fills in what is still automatic."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        from duet_server.engine.models.llava import check_config
+
+        check_config(vllm_config)
+        _refuse_unsupported(vllm_config)
+        _set_boundaries(vllm_config)
+        scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
+        scheduler.disable_hybrid_kv_cache_manager = False
+        if scheduler.scheduler_cls is None:
+            scheduler.scheduler_cls = SCHEDULER
+        if parallel.worker_cls == "auto" and current_platform.is_cpu():
+            parallel.worker_cls = CPU_WORKER
+
+
+def _set_boundaries(vllm_config: VllmConfig) -> None:
+    num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
+    duet = dict(vllm_config.additional_config.get("duet", {}))
+    boundaries = duet.get("boundaries")
+    duet["boundaries"] = list(
+        default_boundaries(num_layers) if boundaries is None else check_boundaries(boundaries, num_layers)
+    )
+    vllm_config.additional_config = {**vllm_config.additional_config, "duet": duet}
+
+
+def _refuse_unsupported(vllm_config: VllmConfig) -> None:
+    """Raise for vLLM features whose tokens would not be right with segments of different length."""
+    parallel: Any = vllm_config.parallel_config
+    in_use = {
+        "platforms other than CPU": not current_platform.is_cpu(),
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "KV connectors": vllm_config.kv_transfer_config is not None,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "decode context parallelism": parallel.decode_context_parallel_size > 1,
+        "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "dual-batch overlap": parallel.enable_dbo,
+        "LoRA": vllm_config.lora_config is not None,
+        "long_prefill_token_threshold": vllm_config.scheduler_config.long_prefill_token_threshold > 0,
+    }
+    refused = [name for name, used in in_use.items() if used]
+    if refused:
+        raise ValueError(
+            f"duet-server does not support {', '.join(refused)} yet. Start without, or with VLLM_PLUGINS='' for vLLM's "
+            "own model, which does not compress."
+        )

@@ -1,0 +1,79 @@
+"""The plans of the requests that an engine process knows: the one mutable per-request state of compression."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from duet_server.plan import RequestPlan, SettingsError, guiding_rows, make_layout, make_plan
+
+KEEP, TEXT, GUIDE = "duet_keep", "duet_text", "duet_guide"
+
+
+class RequestPlans:
+    """Plans by request id. A request without a plan holds all of its tokens in every segment."""
+
+    def __init__(self, num_boundaries: int) -> None:
+        self.num_boundaries = num_boundaries
+        self._plans: dict[str, RequestPlan | None] = {}
+
+    def add(
+        self,
+        request_id: str,
+        num_prompt_tokens: int,
+        visual_spans: Sequence[tuple[int, int]],
+        extra_args: Mapping[str, Any] | None,
+    ) -> None:
+        """Remember the request's plan, or that it drops nothing.
+
+        Raises:
+            SettingsError: the request's settings cannot be served.
+        """
+        self._plans[request_id] = plan_request(num_prompt_tokens, visual_spans, extra_args or {}, self.num_boundaries)
+
+    def remove(self, request_id: str) -> None:
+        self._plans.pop(request_id, None)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._plans
+
+    def get(self, request_id: str) -> RequestPlan | None:
+        return self._plans.get(request_id)
+
+    def dropped(self, request_id: str, segment_idx: int) -> int:
+        """Tokens of the request that the segment does not hold."""
+        plan = self._plans.get(request_id)
+        return plan.segments[segment_idx].dropped if plan else 0
+
+
+def plan_request(
+    num_prompt_tokens: int,
+    visual_spans: Sequence[tuple[int, int]],
+    extra_args: Mapping[str, Any],
+    num_boundaries: int,
+) -> RequestPlan | None:
+    """The plan of a request from its sampling parameters' ``extra_args``; None if it drops nothing.
+
+    Pure: the scheduler and every worker rebuild the same plan from what vLLM hands each of them.
+
+    Raises:
+        SettingsError: keeps or guiding rows that do not fit the model or the prompt.
+    """
+    keep = extra_args.get(KEEP)
+    if keep is None or not visual_spans:
+        return None
+    _check_keep(keep, num_boundaries)
+    text = extra_args.get(TEXT, "all")
+    layout = make_layout(num_prompt_tokens, visual_spans)
+    try:
+        guiding = guiding_rows(layout, text, extra_args.get(GUIDE, ()))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(GUIDE, extra_args.get(GUIDE), f"text rows of the prompt for {TEXT}={text!r}: {error}") from error
+    plan = make_plan(layout, keep, guiding)
+    return plan if plan.drops else None
+
+
+def _check_keep(keep: object, num_boundaries: int) -> None:
+    is_list = isinstance(keep, Sequence) and all(isinstance(k, int | float) for k in keep)
+    if not is_list or len(keep) != num_boundaries or list(keep) != sorted(keep, reverse=True):  # type: ignore[arg-type]
+        raise SettingsError(KEEP, keep, f"{num_boundaries} numbers that do not rise, one per boundary")
+    if any(not 0 <= k <= 1 for k in keep):  # type: ignore[union-attr]
+        raise SettingsError(KEEP, keep, "numbers from 0 to 1")

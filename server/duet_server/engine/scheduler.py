@@ -1,0 +1,64 @@
+"""The scheduler's side: plans made when requests arrive, compressed prefills kept whole."""
+
+from typing import Any
+
+from duet_server.engine.kv_cache import SegmentManager, check_groups
+from duet_server.engine.request_plans import RequestPlans
+from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
+from duet_server.plan import SettingsError
+
+logger = init_logger(__name__)
+
+
+class DuetScheduler(AsyncScheduler):
+    """vLLM's scheduler, which allocates each segment's KV cache by the request's plan."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        num_boundaries = len(self.vllm_config.additional_config["duet"]["boundaries"])
+        check_groups(self.kv_cache_config, num_boundaries + 1)
+        self.plans = RequestPlans(num_boundaries)
+        for manager in self.kv_cache_manager.coordinator.single_type_managers:
+            assert isinstance(manager, SegmentManager), type(manager)
+            manager.plans = self.plans
+
+    def add_request(self, request: Request) -> None:
+        try:
+            self._add_plan(request)
+        except SettingsError as error:
+            # The server refuses these before they get here. Whoever bypasses it gets an error, not a dead engine:
+            # vLLM finishes the requests of this set with one in its next step.
+            logger.error("Request %s refused: %s", request.request_id, error)
+            self.encoder_cache_mismatch_reqs.add(request.request_id)
+        super().add_request(request)
+
+    def _add_plan(self, request: Request) -> None:
+        params = request.sampling_params
+        if params is None or not request.mm_features:
+            return
+        spans = [(f.mm_position.offset, f.mm_position.offset + f.mm_position.length) for f in request.mm_features]
+        self.plans.add(request.request_id, request.num_prompt_tokens, spans, params.extra_args)
+        if self.plans.get(request.request_id) is None:
+            return
+        request.skip_reading_prefix_cache = True
+        longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
+        if longest > self.max_num_scheduled_tokens:
+            self.plans.remove(request.request_id)
+            raise SettingsError("prompt and max_tokens", longest, f"at most {self.max_num_scheduled_tokens} tokens in all")
+
+    def _try_schedule_encoder_inputs(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **kwargs: Any
+    ) -> tuple[list[int], int, int, list[int], list[int]]:
+        """Which tokens survive is decided by the whole prompt at once: a prefill that drops waits until it fits."""
+        scheduled = super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, num_new_tokens, encoder_compute_budget, **kwargs
+        )
+        is_prefill = num_computed_tokens == 0 and self.plans.get(request.request_id) is not None
+        if not is_prefill or scheduled[1] == request.num_tokens:
+            return scheduled
+        self.encoder_cache_manager.free(request)
+        return [], 0, encoder_compute_budget, [], []
+
+    def _free_blocks(self, request: Request) -> None:
+        super()._free_blocks(request)
+        self.plans.remove(request.request_id)

@@ -1,0 +1,62 @@
+"""Stage 1: a CLIP tower's output cut to each image's own dominant and contextual tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from duet_kernels import cls_score, select_and_merge
+from duet_server.engine.vllm_internals import tensor_model_parallel_all_gather
+
+Stage1Counts = tuple[int, int, int]  # dominant, contextual, cluster width (0: unlimited)
+
+
+def encode(tower: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run vLLM's ``CLIPVisionTransformer`` and keep what stage 1 needs of its last layer.
+
+    Args:
+        tower: built up to the selected feature layer, without post-norm, as vLLM's LLaVA does.
+        pixel_values: ``[images, 3, height, width]``.
+
+    Returns:
+        hidden ``[images, 1 + patches, dim]`` with CLS first; score ``[images, patches]``; metric
+        ``[images, 1 + patches, head_dim]``, the layer's keys, mean over heads.
+    """
+    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+    *layers, last = tower.encoder.layers
+    for layer in layers:
+        hidden = layer(hidden)
+
+    attention = last.self_attn
+    qkv, _ = attention.qkv_proj(last.layer_norm1(hidden))
+    query, key, value = qkv.chunk(3, dim=-1)
+    output, _ = attention.out_proj(attention.attn(query, key, value))
+    hidden = hidden + output
+    hidden = hidden + last.mlp(last.layer_norm2(hidden))
+
+    keys = key.unflatten(-1, (-1, attention.head_dim))  # [B, 1 + N, heads, d]
+    cls_query = query[:, 0].unflatten(-1, (-1, attention.head_dim))
+    score = _sum_over_ranks(cls_score(cls_query, keys, attention.scale), attention.tp_size)
+    metric = _sum_over_ranks(keys.float().sum(dim=2), attention.tp_size) / attention.num_heads
+    return hidden, score, metric
+
+
+def cut(
+    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
+) -> list[torch.Tensor]:
+    """Each image's tokens ``[tokens, dim]`` before the projector; without counts all its patches, no CLS."""
+    chosen = [idx for idx, count in enumerate(counts) if count is not None]
+    result = [image[1:] for image in hidden]
+    if chosen:
+        settings = [count for count in counts if count is not None]
+        packed, _ = select_and_merge(hidden[chosen], score[chosen], metric[chosen], settings)
+        for idx, tokens in zip(chosen, packed.split([s[0] + s[1] for s in settings]), strict=True):
+            result[idx] = tokens
+    return result
+
+
+def _sum_over_ranks(per_rank: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """Sum of what tensor-parallel ranks computed of their own heads, the same bits on every rank."""
+    if num_ranks == 1:
+        return per_rank
+    return tensor_model_parallel_all_gather(per_rank, dim=0).unflatten(0, (num_ranks, -1)).sum(dim=0)

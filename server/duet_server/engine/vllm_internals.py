@@ -1,0 +1,47 @@
+"""Everything the engine borrows from vLLM's unstable insides, pinned to vLLM 0.32.0. The rest imports from here."""
+
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
+from vllm.forward_context import get_forward_context
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+from vllm.platforms import current_platform
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionCGSupport,
+    AttentionMetadata,
+    CommonAttentionMetadata,
+    subclass_attention_backend_with_overrides,
+)
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.request import Request
+
+__all__ = [
+    "AsyncScheduler",
+    "Attention",
+    "AttentionBackend",
+    "AttentionCGSupport",
+    "AttentionMetadata",
+    "CommonAttentionMetadata",
+    "FullAttentionManager",
+    "FullAttentionSpec",
+    "KVCacheBlock",
+    "KVCacheConfig",
+    "KVCacheSpec",
+    "KVCacheSpecRegistry",
+    "Request",
+    "VllmConfig",
+    "current_platform",
+    "get_forward_context",
+    "get_tensor_model_parallel_world_size",
+    "init_logger",
+    "subclass_attention_backend_with_overrides",
+    "tensor_model_parallel_all_gather",
+]
