@@ -1,7 +1,7 @@
 """Which prompt rows guide stage 2 under ``text: salient``: those of the words that carry the user's meaning.
 
-A stop-word list alone decides, no part-of-speech tagger: one that ships its model weighs more than the rest of the server
-and would judge little differently (modal verbs, numerals).
+A stop-word list alone decides, no part-of-speech tagger: one that ships its model outweighs the server itself and would
+judge little differently (modal verbs, numerals).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def salient_rows(
 
     Args:
         tokenizer: the one that made the prompt; character offsets are used where it gives any, else it decodes.
-        prompt_text: the chat template's output, one mark of any number of tokens per image.
+        prompt_text: the chat template's output, one mark of any number of tokens, or none, per image.
         prompt_token_ids: the final prompt, images expanded.
         visual_spans: rows ``[start, end)`` of each image's visual tokens, in any order.
         user_texts: the text parts of the user's messages in the prompt's order; white space at their ends is ignored.
@@ -135,13 +135,11 @@ def _align_by_offsets(
     return None
 
 
-def _final_rows(
-    encoded_ids: list[int], ids: list[int], spans: Sequence[tuple[int, int]]
-) -> list[int | None] | None:
+def _final_rows(encoded_ids: list[int], ids: list[int], spans: Sequence[tuple[int, int]]) -> list[int | None] | None:
     """The final row of each token of the un-expanded prompt, None for a mark's; None altogether if text differs."""
     num_text_tokens = len(ids) - sum(end - start for start, end in spans)
     mark_len, remainder = divmod(len(encoded_ids) - num_text_tokens, len(spans))
-    if mark_len < 1 or remainder:
+    if remainder:
         return None
     rows: list[int | None] = []
     for start, end in _text_runs(len(ids), spans):

@@ -1,0 +1,42 @@
+"""Plans: the one place where ratios become counts. Standard library only."""
+
+from duet_server.plan.cost import kv_bytes, kv_token_layers, layer_average, prefill_flops
+from duet_server.plan.errors import SettingsError
+from duet_server.plan.layout import TEXT_CHOICES, PromptLayout, Span, guiding_rows, make_layout
+from duet_server.plan.presets import default_keep, duet_keep, presets
+from duet_server.plan.resolve import DEFAULT_MAX_REDUCTION, resolve_settings
+from duet_server.plan.segments import RequestPlan, SegmentPlan, make_plan, num_kept, text_row
+from duet_server.plan.settings import CompressionSettings, off_settings
+from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape, check_boundaries, default_boundaries
+from duet_server.plan.usage import compression_usage
+
+__all__ = [
+    "DEFAULT_MAX_REDUCTION",
+    "TEXT_CHOICES",
+    "CompressionSettings",
+    "DecoderShape",
+    "ModelShape",
+    "PromptLayout",
+    "RequestPlan",
+    "SegmentPlan",
+    "SettingsError",
+    "Span",
+    "VisionShape",
+    "check_boundaries",
+    "compression_usage",
+    "default_boundaries",
+    "default_keep",
+    "duet_keep",
+    "guiding_rows",
+    "kv_bytes",
+    "kv_token_layers",
+    "layer_average",
+    "make_layout",
+    "make_plan",
+    "num_kept",
+    "off_settings",
+    "prefill_flops",
+    "presets",
+    "resolve_settings",
+    "text_row",
+]

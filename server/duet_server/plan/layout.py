@@ -1,0 +1,105 @@
+"""Where a prompt's visual spans and its guiding text rows lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+TEXT_CHOICES = ("all", "salient", "last")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows ``[start, end)``."""
+
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __contains__(self, row: int) -> bool:
+        return self.start <= row < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLayout:
+    """Which rows of a prompt are visual.
+
+    ``num_tokens`` counts the prompt's tokens that enter the language model. ``pools`` are ascending, disjoint and never
+    adjacent: visual tokens with no text between them form one pool, which is ranked together.
+    """
+
+    num_tokens: int
+    pools: tuple[Span, ...]
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return sum(len(pool) for pool in self.pools)
+
+    @property
+    def num_text_tokens(self) -> int:
+        return self.num_tokens - self.num_visual_tokens
+
+    def is_visual(self, row: int) -> bool:
+        return any(row in pool for pool in self.pools)
+
+
+def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> PromptLayout:
+    """Merge visual spans, half-open and in any order, into a prompt's pools.
+
+    Raises:
+        ValueError: if a span is empty, leaves ``[0, num_tokens)`` or overlaps another.
+    """
+    pools: list[Span] = []
+    for start, end in sorted(visual_spans):
+        if not 0 <= start < end <= num_tokens:
+            raise ValueError(f"visual span [{start}, {end}) is empty or leaves the prompt's [0, {num_tokens})")
+        if pools and start < pools[-1].end:
+            raise ValueError(f"visual span [{start}, {end}) overlaps the one that ends at {pools[-1].end}")
+        touches = bool(pools) and start == pools[-1].end
+        pools.append(Span(pools.pop().start if touches else start, end))
+    return PromptLayout(num_tokens, tuple(pools))
+
+
+def guiding_rows(layout: PromptLayout, text: str, salient: Sequence[int] = ()) -> tuple[int, ...]:
+    """The prompt rows that rank visual tokens, ascending; a pool is ranked by those after it.
+
+    They lie after the first pool's end and are text, with one exception: the prompt's last row always guides, even when
+    it is visual, so that every pool has a guide. A prompt without pools has none.
+
+    Args:
+        layout: the prompt's layout.
+        text: ``all`` text rows after the first pool, the ``salient`` ones and the last row, or the ``last`` row only.
+        salient: rows of salient words; read only with ``text="salient"``. Those before the first pool guide nothing.
+
+    Raises:
+        ValueError: for another ``text``, or a salient row that is visual or outside the prompt.
+    """
+    if text not in TEXT_CHOICES:
+        raise ValueError(f"text is {text!r}, expected one of {', '.join(TEXT_CHOICES)}")
+    if not layout.pools:
+        return ()
+    rows = {layout.num_tokens - 1}
+    if text == "all":
+        rows.update(_text_rows(layout))
+    elif text == "salient":
+        rows.update(_check_salient(layout, salient))
+    last_row, first_end = layout.num_tokens - 1, layout.pools[0].end
+    return tuple(sorted(row for row in rows if row >= first_end or row == last_row))
+
+
+def _text_rows(layout: PromptLayout) -> Iterable[int]:
+    """Every text row after the first pool."""
+    starts = [pool.start for pool in layout.pools[1:]] + [layout.num_tokens]
+    for pool, next_start in zip(layout.pools, starts, strict=True):
+        yield from range(pool.end, next_start)
+
+
+def _check_salient(layout: PromptLayout, salient: Sequence[int]) -> Sequence[int]:
+    for row in salient:
+        if not 0 <= row < layout.num_tokens:
+            raise ValueError(f"salient row {row} leaves the prompt's [0, {layout.num_tokens})")
+        if layout.is_visual(row):
+            raise ValueError(f"salient row {row} is a visual token, expected a text row")
+    return salient

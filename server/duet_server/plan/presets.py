@@ -1,0 +1,118 @@
+"""The presets: DUET's own settings and those of related methods, on any model and boundaries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from duet_server.plan.errors import SettingsError
+from duet_server.plan.settings import DEFAULT_CLUSTER_WIDTH, DEFAULT_TEXT, OFF, CompressionSettings, off_settings
+from duet_server.plan.shape import ModelShape
+
+# The image that the authors' counts are made for: CLIP's 336 pixels in patches of 14.
+REFERENCE_NUM_PATCHES = 576
+
+Schedule = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A method's settings: stage 1's counts out of 576 patches, stage 2's schedule by depth.
+
+    ``counts`` is (D, C), None where stage 1 is off. ``schedule`` pairs a share of the decoder's depth, or a layer index
+    where it is 1 or more, with the keep from there on; None is DUET's own, which fits any boundaries.
+    """
+
+    counts: tuple[int, int] | None
+    cluster_width: int | None = None
+    schedule: tuple[tuple[float, float], ...] | None = ()
+    text: str = DEFAULT_TEXT
+
+
+DUET_PRESETS = {
+    "light": Preset((300, 7), DEFAULT_CLUSTER_WIDTH, None),
+    "balanced": Preset((170, 32), DEFAULT_CLUSTER_WIDTH, None),
+    "aggressive": Preset((72, 30), DEFAULT_CLUSTER_WIDTH, None),
+}
+
+# VisionZip has a setting for each budget; this is the one that meets `aggressive` at 64 tokens (arXiv 2412.04467).
+OTHER_PRESETS = {
+    "visionzip": Preset((54, 10)),
+    "pyramiddrop": Preset(None, schedule=((1 / 4, 0.5), (1 / 2, 0.25), (3 / 4, 0.125)), text="last"),
+    "fastv": Preset(None, schedule=((2, 0.5),), text="last"),
+}
+
+PRESETS = {**DUET_PRESETS, **OTHER_PRESETS}
+
+
+def presets(shape: ModelShape) -> dict[str, CompressionSettings]:
+    """The presets that this model and its boundaries can serve, by name."""
+    served = {name: _settings(name, preset, shape) for name, preset in PRESETS.items() if not _missing(preset, shape)}
+    return {OFF: off_settings(shape), **served}
+
+
+def find_preset(name: object, shape: ModelShape, field: str) -> CompressionSettings:
+    """The settings of a preset.
+
+    Raises:
+        SettingsError: if there is none of that name, or this model or its boundaries cannot serve it.
+    """
+    available = presets(shape)
+    if isinstance(name, str) and name in available:
+        return available[name]
+    expected = f"one of {', '.join(available)}"
+    if isinstance(name, str) and name in PRESETS:
+        expected = f"{expected} ({name} needs {_missing(PRESETS[name], shape)})"
+    raise SettingsError(field, name, expected)
+
+
+def duet_keep(shape: ModelShape) -> tuple[float, ...]:
+    """DUET's keeps: 0.5 from half of the depth on, 0 from three quarters on.
+
+    Where the server's boundaries lack one of the two, ``default_keep`` takes their place.
+    """
+    half, three_quarters = (round(share * shape.decoder.num_layers) for share in (1 / 2, 3 / 4))
+    if {half, three_quarters} <= set(shape.boundaries):
+        return _keep_at(shape.boundaries, ((half, 0.5), (three_quarters, 0.0)))
+    return default_keep(len(shape.boundaries))
+
+
+def default_keep(num_boundaries: int) -> tuple[float, ...]:
+    """Keeps for boundaries of no known depth: (0.5, 0) for two, else halved at each."""
+    return (0.5, 0.0) if num_boundaries == 2 else tuple(0.5 ** (idx + 1) for idx in range(num_boundaries))
+
+
+def scale_counts(counts: tuple[int, int], num_patches: int) -> tuple[int, int]:
+    """(D, C) out of 576 patches, scaled to another image; CLS always stays."""
+    dominant, contextual = (round(count * num_patches / REFERENCE_NUM_PATCHES) for count in counts)
+    return max(1, dominant), contextual
+
+
+def _settings(name: str, preset: Preset, shape: ModelShape) -> CompressionSettings:
+    schedule = _layer_schedule(preset, shape)
+    keep = duet_keep(shape) if schedule is None else _keep_at(shape.boundaries, schedule)
+    if preset.counts is None:
+        return CompressionSettings(None, 0, None, keep, preset.text, name)
+    dominant, contextual = scale_counts(preset.counts, shape.vision.num_patches)
+    return CompressionSettings(dominant, contextual, preset.cluster_width, keep, preset.text, name)
+
+
+def _missing(preset: Preset, shape: ModelShape) -> str:
+    """What the preset needs and the model lacks; empty if it can be served."""
+    if preset.counts is not None and not shape.vision.has_cls:
+        return "a vision encoder with a class token"
+    needed = {layer_idx for layer_idx, _ in _layer_schedule(preset, shape) or ()}
+    if needed <= set(shape.boundaries):
+        return ""
+    return f"the server's boundaries to include {', '.join(map(str, sorted(needed)))}"
+
+
+def _layer_schedule(preset: Preset, shape: ModelShape) -> Schedule | None:
+    if preset.schedule is None:
+        return None
+    num_layers = shape.decoder.num_layers
+    return tuple((round(depth * num_layers if depth < 1 else depth), keep) for depth, keep in preset.schedule)
+
+
+def _keep_at(boundaries: tuple[int, ...], schedule: Schedule) -> tuple[float, ...]:
+    """A schedule, a step function of depth, read at each boundary."""
+    return tuple(min((keep for depth, keep in schedule if depth <= edge), default=1.0) for edge in boundaries)

@@ -1,0 +1,198 @@
+"""resolve_settings(): from a request's ``compression`` field, already decoded, to settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeGuard
+
+from duet_server.plan.budget import TOLERANCE, settings_for_budget, smallest_average
+from duet_server.plan.errors import SettingsError
+from duet_server.plan.layout import TEXT_CHOICES
+from duet_server.plan.presets import find_preset
+from duet_server.plan.settings import (
+    CUSTOM,
+    DEFAULT_CLUSTER_WIDTH,
+    DEFAULT_TEXT,
+    OFF,
+    CompressionSettings,
+    off_settings,
+)
+from duet_server.plan.shape import ModelShape
+
+DEFAULT_MAX_REDUCTION = 0.97
+
+FIELD = "compression"
+COUNT_KEYS = ("dominant", "contextual", "keep")
+MODIFIER_KEYS = ("cluster_width", "text")
+KEYS = ("preset", "reduction", "visual_tokens", *COUNT_KEYS, *MODIFIER_KEYS)
+FORMS = "exactly one of preset, reduction, visual_tokens or explicit counts (dominant with contextual, keep, or all)"
+
+Request = str | Mapping[str, object]
+
+
+def resolve_settings(
+    request: Request | None,
+    shape: ModelShape,
+    *,
+    default: Request = OFF,
+    max_reduction: float = DEFAULT_MAX_REDUCTION,
+) -> CompressionSettings:
+    """Resolve the ``compression`` field of a request; the one place where a budget becomes counts.
+
+    It is a preset's name, or a mapping with exactly one of: ``preset``; ``reduction``, the share of visual tokens to
+    remove; ``visual_tokens``, the same as a budget; or explicit counts, where ``dominant`` and ``contextual`` alone
+    leave stage 2 off, and ``keep`` alone leaves stage 1 off. ``text`` and ``cluster_width`` (None: no limit) go with
+    any of them.
+
+    Reduction and budget mean one image, averaged over decoder layers; what they resolve to lies less than a token below
+    them. Settings that come to nothing resolve to ``off``.
+
+    Args:
+        request: the field; None where the request says nothing.
+        shape: the model.
+        default: what stands in for None.
+        max_reduction: the largest reduction to be served, from 0 to 1.
+
+    Raises:
+        SettingsError: if the request is none of the above, does not fit the model, or exceeds ``max_reduction``.
+    """
+    if not _is_number(max_reduction) or not 0 <= max_reduction <= 1:
+        raise SettingsError("max_reduction", max_reduction, "a number from 0 to 1")
+    asked = default if request is None else request
+    fields = {"preset": asked} if isinstance(asked, str) else asked
+    _check_keys(fields)
+    settings = _apply_modifiers(_resolve_base(fields, asked, shape, max_reduction), fields)
+    return off_settings(shape) if settings.is_off else settings
+
+
+def _resolve_base(fields: Mapping[str, object], asked: Request, shape: ModelShape, limit: float) -> CompressionSettings:
+    """The settings before ``text`` and ``cluster_width``, within the limit."""
+    if "reduction" in fields:
+        return _from_reduction(fields["reduction"], shape, limit)
+    if "visual_tokens" in fields:
+        return _from_visual_tokens(fields["visual_tokens"], shape, limit)
+    if "preset" in fields:
+        field = FIELD if isinstance(asked, str) else f"{FIELD}.preset"
+        settings = find_preset(fields["preset"], shape, field)
+    else:
+        settings = _from_counts(fields, shape)
+    _check_limit(settings, asked, shape, limit)
+    return settings
+
+
+def _check_keys(fields: object) -> None:
+    """Raise unless ``fields`` is a mapping of known keys that takes exactly one of the forms."""
+    if not isinstance(fields, Mapping):
+        raise SettingsError(FIELD, fields, "a preset's name or an object")
+    for key in fields:
+        if key not in KEYS:
+            raise SettingsError(f"{FIELD}.{key}", fields[key], f"no such field but only {', '.join(KEYS)}")
+    forms = {"counts" if key in COUNT_KEYS else key for key in fields if key not in MODIFIER_KEYS}
+    if len(forms) != 1:
+        raise SettingsError(FIELD, dict(fields), FORMS)
+
+
+def _from_reduction(reduction: object, shape: ModelShape, limit: float) -> CompressionSettings:
+    num_patches = shape.vision.num_patches
+    largest = 1 - max(smallest_average(shape), (1 - limit) * num_patches) / num_patches
+    if not _is_number(reduction) or not 0 <= reduction <= largest + TOLERANCE:
+        raise SettingsError(f"{FIELD}.reduction", reduction, f"a number from 0 to {_round_down(largest)}")
+    return settings_for_budget(max(smallest_average(shape), (1 - reduction) * num_patches), shape)
+
+
+def _from_visual_tokens(budget: object, shape: ModelShape, limit: float) -> CompressionSettings:
+    num_patches = shape.vision.num_patches
+    smallest = max(smallest_average(shape), (1 - limit) * num_patches)
+    if not _is_number(budget) or not 0 < budget <= num_patches or budget < smallest - TOLERANCE:
+        expected = f"a number from {_round_up(smallest)} to {num_patches}, the layer average per image"
+        raise SettingsError(f"{FIELD}.visual_tokens", budget, expected)
+    return settings_for_budget(budget, shape)
+
+
+def _from_counts(fields: Mapping[str, object], shape: ModelShape) -> CompressionSettings:
+    keep = _check_keep(fields["keep"], shape) if "keep" in fields else off_settings(shape).keep
+    if "dominant" not in fields and "contextual" not in fields:
+        return CompressionSettings(None, 0, None, keep, DEFAULT_TEXT, CUSTOM)
+    dominant, contextual = _check_counts(fields, shape)
+    return CompressionSettings(dominant, contextual, DEFAULT_CLUSTER_WIDTH, keep, DEFAULT_TEXT, CUSTOM)
+
+
+def _check_counts(fields: Mapping[str, object], shape: ModelShape) -> tuple[int, int]:
+    num_patches = shape.vision.num_patches
+    dominant, contextual = fields.get("dominant"), fields.get("contextual")
+    if not shape.vision.has_cls:
+        raise SettingsError(
+            f"{FIELD}.dominant", dominant, "only keep: stage 1 does not serve vision encoders without a class token yet"
+        )
+    if not _is_count(contextual) or not 0 <= contextual <= num_patches:
+        expected = f"a whole number from 0 to {num_patches}, together with dominant"
+        raise SettingsError(f"{FIELD}.contextual", contextual, expected)
+    most = num_patches + 1 - contextual
+    if not _is_count(dominant) or not 1 <= dominant <= most:
+        expected = f"a whole number from 1 to {most}: the class token and at most {num_patches} patches less contextual"
+        raise SettingsError(f"{FIELD}.dominant", dominant, expected)
+    return dominant, contextual
+
+
+def _check_keep(keep: object, shape: ModelShape) -> tuple[float, ...]:
+    boundaries = shape.boundaries
+    shares = tuple(keep) if isinstance(keep, Sequence) and not isinstance(keep, str) else ()
+    if isinstance(keep, str) or len(shares) != len(boundaries) or not _is_schedule((1.0, *shares)):
+        raise SettingsError(f"{FIELD}.keep", keep, _expected_keep(boundaries))
+    return tuple(float(share) for share in shares)
+
+
+def _expected_keep(boundaries: tuple[int, ...]) -> str:
+    if not boundaries:
+        return "an empty list, as this server has no boundary at which to drop"
+    noun = "number" if len(boundaries) == 1 else "numbers"
+    layers = ", ".join(map(str, boundaries))
+    return f"{len(boundaries)} {noun} from 0 to 1 that never rise, one for each boundary ({layers})"
+
+
+def _is_schedule(shares: Sequence[object]) -> bool:
+    numbers = [share for share in shares if _is_number(share)]
+    return len(numbers) == len(shares) and numbers == sorted(numbers, reverse=True) and numbers[-1] >= 0
+
+
+def _apply_modifiers(settings: CompressionSettings, fields: Mapping[str, object]) -> CompressionSettings:
+    """Set ``text`` and ``cluster_width``; a preset that they change is ``custom``."""
+    text, cluster_width = fields.get("text", settings.text), fields.get("cluster_width", settings.cluster_width)
+    if not isinstance(text, str) or text not in TEXT_CHOICES:
+        raise SettingsError(f"{FIELD}.text", text, f"one of {', '.join(TEXT_CHOICES)}")
+    if cluster_width is not None and (not _is_count(cluster_width) or cluster_width < 1):
+        expected = "a whole number of at least 1, or null for clusters of any size"
+        raise SettingsError(f"{FIELD}.cluster_width", cluster_width, expected)
+    width = None if settings.dominant is None else cluster_width
+    changed = replace(settings, text=text, cluster_width=width)
+    return settings if changed == settings else replace(changed, preset=CUSTOM)
+
+
+def _check_limit(settings: CompressionSettings, asked: Request, shape: ModelShape, limit: float) -> None:
+    average, smallest = settings.layer_average(shape), (1 - limit) * shape.vision.num_patches
+    if average < smallest - TOLERANCE:
+        expected = (
+            f"a layer average of at least {_round_up(smallest)} visual tokens per image, for a reduction of at most "
+            f"{limit:g}; this keeps {average:g}"
+        )
+        raise SettingsError(FIELD, asked, expected)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _round_up(bound: float) -> str:
+    """A lower bound for people to read, which is accepted when sent back."""
+    return f"{math.ceil(bound * 10_000 - TOLERANCE) / 10_000:.10g}"
+
+
+def _round_down(bound: float) -> str:
+    """An upper bound likewise."""
+    return f"{math.floor(bound * 10_000 + TOLERANCE) / 10_000:.10g}"

@@ -1,0 +1,87 @@
+"""make_plan(): how many tokens each segment of the decoder holds, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from duet_server.plan.layout import PromptLayout, Span
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """What the decoder layers between two boundaries hold of a prompt.
+
+    ``num_tokens`` prompt tokens, ``dropped`` fewer than entered the language model. ``pools`` say where each pool's
+    survivors lie, in this segment's own closed-up rows; a pool that was dropped whole is an empty span.
+    """
+
+    num_tokens: int
+    dropped: int
+    pools: tuple[Span, ...]
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return sum(len(pool) for pool in self.pools)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """A request's segments, first to last; segment 0 holds the whole prompt. ``guiding`` are prompt rows."""
+
+    layout: PromptLayout
+    guiding: tuple[int, ...]
+    segments: tuple[SegmentPlan, ...]
+
+    @property
+    def drops(self) -> bool:
+        """Whether any segment holds less than the prompt."""
+        return any(segment.dropped for segment in self.segments)
+
+
+def num_kept(num_visual_tokens: int, keep: float) -> int:
+    """Of the tokens that entered the language model, how many a segment holds: ``floor(V * k)``."""
+    return int(num_visual_tokens * keep)
+
+
+def make_plan(layout: PromptLayout, keep: Sequence[float], guiding: Sequence[int]) -> RequestPlan:
+    """Lay out the segments of a request: one before the first boundary, then one for each keep.
+
+    Every pool is counted on its own, and always from the length with which it entered the language model.
+
+    Args:
+        layout: the prompt's layout.
+        keep: for each boundary, the share of a pool that the segment behind it holds; in [0, 1], never rising.
+        guiding: the prompt rows that rank, as ``guiding_rows`` gives them.
+
+    Raises:
+        ValueError: if the keeps rise or leave [0, 1].
+    """
+    keeps = (1.0, *keep)
+    if not all(0 <= later <= earlier for earlier, later in pairwise(keeps)):
+        raise ValueError(f"keep is {list(keep)}, expected shares from 1 to 0 that never rise")
+    return RequestPlan(layout, tuple(guiding), tuple(_close_up(layout, share) for share in keeps))
+
+
+def text_row(plan: RequestPlan, segment_idx: int, row: int) -> int:
+    """Where a text row of the prompt lies in a segment: closed up by what the pools before it dropped.
+
+    Rows from the prompt's last one on, generated tokens included, map to the rows behind all that was dropped. So the
+    last row, which always guides, is the segment's last row even when the prompt ends on a visual token.
+    """
+    if row >= plan.layout.num_tokens - 1:
+        return row - plan.segments[segment_idx].dropped
+    assert not plan.layout.is_visual(row), f"{row=} is visual: {plan.layout.pools}"
+    pairs = zip(plan.layout.pools, plan.segments[segment_idx].pools, strict=True)
+    return row - sum(len(pool) - len(kept) for pool, kept in pairs if pool.end <= row)
+
+
+def _close_up(layout: PromptLayout, keep: float) -> SegmentPlan:
+    dropped = 0
+    pools = []
+    for pool in layout.pools:
+        start, kept = pool.start - dropped, num_kept(len(pool), keep)
+        pools.append(Span(start, start + kept))
+        dropped += len(pool) - kept
+    return SegmentPlan(layout.num_tokens - dropped, dropped, tuple(pools))

@@ -1,0 +1,70 @@
+"""CompressionSettings: what a request's compression comes down to on one model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from duet_server.plan.cost import layer_average
+from duet_server.plan.segments import num_kept
+from duet_server.plan.shape import ModelShape
+
+DEFAULT_CLUSTER_WIDTH = 4
+DEFAULT_TEXT = "salient"
+CUSTOM = "custom"
+OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionSettings:
+    """Resolved settings: counts per image for stage 1, one keep per boundary for stage 2.
+
+    Attributes:
+        dominant: D, the rows kept as they are, CLS included; None when stage 1 is off, so that all N patches and no CLS
+            enter the language model.
+        contextual: C, the rows made by merging; 0 when stage 1 is off.
+        cluster_width: W, pool members per contextual row; None for no limit: every patch of the rest joins a cluster
+            (VisionZip). None, too, when stage 1 is off.
+        keep: the share of the entering tokens held behind each boundary; in [0, 1], never rising.
+        text: which text rows guide stage 2, one of ``TEXT_CHOICES``.
+        preset: the preset's name, or ``custom``, or ``off``.
+    """
+
+    dominant: int | None
+    contextual: int
+    cluster_width: int | None
+    keep: tuple[float, ...]
+    text: str
+    preset: str
+
+    @property
+    def drops(self) -> bool:
+        """Whether stage 2 may drop anything."""
+        return any(share < 1 for share in self.keep)
+
+    @property
+    def is_off(self) -> bool:
+        return self.dominant is None and not self.drops
+
+    def num_entering(self, num_patches: int) -> int:
+        """Visual tokens of one image that enter the language model: D + C, or all N patches."""
+        return num_patches if self.dominant is None else self.dominant + self.contextual
+
+    def segment_counts(self, num_patches: int) -> tuple[int, ...]:
+        """Visual tokens that each segment holds of one image that is a pool of its own."""
+        entering = self.num_entering(num_patches)
+        return tuple(num_kept(entering, share) for share in (1.0, *self.keep))
+
+    def layer_average(self, shape: ModelShape) -> float:
+        """Visual tokens of one image, averaged over the decoder's layers: the budget that papers print."""
+        return layer_average(self.segment_counts(shape.vision.num_patches), shape.segment_layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON's types."""
+        return {**asdict(self), "keep": list(self.keep)}
+
+
+def off_settings(shape: ModelShape) -> CompressionSettings:
+    """Settings that leave a request untouched."""
+    keep = (1.0,) * len(shape.boundaries)
+    return CompressionSettings(None, 0, None, keep, DEFAULT_TEXT, OFF)

@@ -1,0 +1,43 @@
+"""What a response says of its compression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duet_server.plan.cost import kv_token_layers, layer_average
+from duet_server.plan.segments import RequestPlan
+from duet_server.plan.settings import CompressionSettings
+from duet_server.plan.shape import ModelShape
+
+
+def compression_usage(
+    settings: CompressionSettings, shape: ModelShape, num_images: int, plan: RequestPlan
+) -> dict[str, Any]:
+    """The ``compression`` object of a response's usage.
+
+    All counts are totals over the request's images; ``token_layers`` count the prompt, text included. A request without
+    images has a reduction of 0.
+
+    Args:
+        settings: the request's resolved settings.
+        shape: the model.
+        num_images: images in the prompt (a video counts its frames).
+        plan: the request's plan.
+    """
+    encoder = num_images * shape.vision.num_patches
+    segments = [segment.num_visual_tokens for segment in plan.segments]
+    average = layer_average(segments, shape.segment_layers)
+    return {
+        "visual_tokens": {
+            "encoder": encoder,
+            "stage1": plan.layout.num_visual_tokens,
+            "segments": segments,
+            "layer_average": round(average, 4),
+        },
+        "reduction": round(1 - average / encoder, 4) if encoder else 0.0,
+        "kv_cache": {
+            "token_layers": kv_token_layers([segment.num_tokens for segment in plan.segments], shape.segment_layers),
+            "token_layers_uncompressed": (plan.layout.num_text_tokens + encoder) * shape.decoder.num_layers,
+        },
+        "settings": settings.as_dict(),
+    }

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from duet_server.plan import DecoderShape, ModelShape, VisionShape, kv_bytes, kv_token_layers, layer_average
+from duet_server.plan import prefill_flops as flops
+from tests.plan.shapes import LLAVA_7B, llava
+
+TINY = ModelShape(
+    decoder=DecoderShape(
+        num_layers=3, hidden_size=8, intermediate_size=10, num_heads=4, num_kv_heads=2, head_dim=3, vocab_size=11
+    ),
+    vision=VisionShape(
+        num_patches=4, has_cls=True, num_layers=2, hidden_size=6, intermediate_size=7, patch_size=2, image_size=4
+    ),
+    boundaries=(1,),
+)
+
+
+def test_layer_average_weighs_segments_by_their_layers():
+    assert layer_average([102, 51, 0], (16, 8, 8)) == 63.75
+    assert layer_average([307, 153, 0], (16, 8, 8)) == 191.75
+    assert layer_average([576], (32,)) == 576
+
+
+def test_kv_token_layers():
+    assert kv_token_layers([136, 85, 34], (16, 8, 8)) == 16 * 136 + 8 * 85 + 8 * 34
+    with pytest.raises(ValueError, match="zip"):
+        kv_token_layers([136, 85], (16, 8, 8))
+
+
+def test_kv_bytes_of_llava_7b_are_half_a_mebibyte_a_token():
+    assert kv_bytes(LLAVA_7B, 32, dtype_bytes=2) == 512 * 1024
+    assert kv_bytes(TINY, 5, dtype_bytes=4) == 2 * 2 * 3 * 5 * 4
+
+
+def test_prefill_flops_by_hand():
+    tower_layer = 4 * (2 * 5 * 6 * 6) + 2 * (2 * 5 * 5 * 6) + 2 * (2 * 5 * 6 * 7)
+    tower = 2 * 4 * (3 * 2 * 2) * 6 + 2 * tower_layer
+    projector = 2 * 3 * 6 * 8 + 2 * 3 * 8 * 8
+
+    def decoder_layer(n):
+        projections = 2 * n * 8 * (12 + 6 + 6) + 2 * n * 12 * 8
+        scores_and_values = sum(2 * 2 * 4 * 3 * (row + 1) for row in range(n))
+        return projections + scores_and_values + 3 * (2 * n * 8 * 10)
+
+    decoder = decoder_layer(9) + 2 * decoder_layer(7)
+    assert flops(TINY, [9, 7], num_images=1, entering_per_image=3) == tower + projector + decoder + 2 * 8 * 11
+
+
+def test_without_images_only_the_decoder_is_paid():
+    both = flops(TINY, [9, 9], 1, 4) - flops(TINY, [9, 9], 0, 4)
+    assert flops(TINY, [9, 9], 2, 4) - flops(TINY, [9, 9], 0, 4) == 2 * both
+
+
+def test_prefill_flops_of_llava_7b_are_about_two_a_weight_and_token():
+    """6.7e9 weights on 610 tokens, and the tower's 0.3e9 on 577."""
+    uncompressed = flops(LLAVA_7B, [610, 610, 610], 1, 576)
+    assert uncompressed == pytest.approx(2 * 6.5e9 * 610 + 2 * 0.3e9 * 577, rel=0.05)
+    assert flops(LLAVA_7B, [136, 85, 34], 1, 102) < 0.25 * uncompressed
+
+
+def test_dropping_later_or_less_costs_more():
+    costs = [flops(LLAVA_7B, segments, 1, 576) for segments in ([610, 322, 34], [610, 610, 34], [610, 610, 610])]
+    assert costs == sorted(set(costs))
+
+
+def test_flops_need_a_length_for_each_segment():
+    with pytest.raises(ValueError, match="zip"):
+        flops(llava(boundaries=()), [610, 322], 1, 576)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duet_server.plan import CompressionSettings, make_layout, make_plan, off_settings
+from tests.plan.shapes import LLAVA_7B, llava, schedules
+
+AGGRESSIVE = CompressionSettings(72, 30, 4, (0.5, 0.0), "salient", "aggressive")
+STAGE2_ONLY = CompressionSettings(None, 0, None, (0.5, 0.0), "last", "custom")
+
+
+def test_what_enters_the_language_model():
+    assert AGGRESSIVE.num_entering(576) == 102
+    assert STAGE2_ONLY.num_entering(576) == 576
+
+
+def test_counts_of_every_segment():
+    assert AGGRESSIVE.segment_counts(576) == (102, 51, 0)
+    assert STAGE2_ONLY.segment_counts(576) == (576, 288, 0)
+    assert off_settings(LLAVA_7B).segment_counts(576) == (576, 576, 576)
+
+
+@pytest.mark.parametrize(
+    ("settings", "drops", "is_off"),
+    [
+        (AGGRESSIVE, True, False),
+        (STAGE2_ONLY, True, False),
+        (CompressionSettings(72, 30, 4, (1.0, 1.0), "all", "custom"), False, False),
+        (off_settings(LLAVA_7B), False, True),
+    ],
+    ids=["both stages", "stage 2", "stage 1", "off"],
+)
+def test_which_stages_are_on(settings, drops, is_off):
+    assert (settings.drops, settings.is_off) == (drops, is_off)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "average"),
+    [
+        (llava(), CompressionSettings(300, 7, 4, (0.5, 0.0), "all", ""), 192),
+        (llava(), CompressionSettings(170, 32, 4, (0.5, 0.0), "all", ""), 128),
+        (llava(), CompressionSettings(72, 30, 4, (0.5, 0.0), "all", ""), 64),
+        (llava(num_patches=8 * 256), CompressionSettings(8 * 160, 8 * 32, 4, (0.5, 0.0), "all", ""), 960),
+        (llava((14, 21), num_layers=28), CompressionSettings(540, 100, 4, (0.5, 0.25), "all", ""), 440),
+    ],
+    ids=["LLaVA-1.5 192", "LLaVA-1.5 128", "LLaVA-1.5 64", "Video-LLaVA 960", "Qwen2.5-VL 440"],
+)
+def test_layer_averages_are_those_of_the_authors_table(shape, settings, average):
+    """The table is rounded: its 192, 128 and 64 stand for 191.75, 126.25 and 63.75."""
+    assert settings.layer_average(shape) == pytest.approx(average, abs=2)
+    assert settings.layer_average(shape) <= average
+
+
+def test_as_dict_is_json():
+    as_read = json.loads(json.dumps(AGGRESSIVE.as_dict()))
+    assert as_read == AGGRESSIVE.as_dict()
+    assert as_read == {
+        "dominant": 72,
+        "contextual": 30,
+        "cluster_width": 4,
+        "keep": [0.5, 0.0],
+        "text": "salient",
+        "preset": "aggressive",
+    }
+
+
+@given(st.integers(1, 576), st.integers(0, 4).flatmap(schedules))
+def test_segment_counts_agree_with_the_plan_of_one_image(dominant, keep):
+    settings = CompressionSettings(dominant, 0, None, keep, "last", "custom")
+    counts = settings.segment_counts(576)
+    plan = make_plan(make_layout(dominant + 9, [(5, 5 + dominant)]), keep, ())
+    assert counts == tuple(segment.num_visual_tokens for segment in plan.segments)
+    assert all(later <= earlier for earlier, later in pairwise(counts))

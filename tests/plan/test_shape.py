@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duet_server.plan import SettingsError, check_boundaries, default_boundaries
+from tests.plan.shapes import LLAVA_7B, llava, shapes
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "boundaries"),
+    [
+        (32, (16, 24)),
+        (40, (20, 30)),
+        (28, (14, 21)),
+        (8, (4, 6)),
+        (4, (2, 3)),
+        (3, (2,)),
+        (2, (1,)),
+        (1, ()),
+    ],
+)
+def test_default_boundaries_scale_by_depth(num_layers, boundaries):
+    assert default_boundaries(num_layers) == boundaries
+
+
+@given(st.integers(1, 500))
+def test_default_boundaries_fit_every_depth(num_layers):
+    boundaries = default_boundaries(num_layers)
+    assert check_boundaries(boundaries, num_layers) == boundaries
+
+
+def test_segment_layers_are_the_layers_between_boundaries():
+    assert LLAVA_7B.segment_layers == (16, 8, 8)
+    assert llava(boundaries=()).segment_layers == (32,)
+    assert llava(boundaries=(2,)).segment_layers == (2, 30)
+
+
+@given(shapes())
+def test_segments_cover_every_layer(shape):
+    assert len(shape.segment_layers) == len(shape.boundaries) + 1
+    assert sum(shape.segment_layers) == shape.decoder.num_layers
+    assert min(shape.segment_layers) > 0
+
+
+def test_vision_tokens_include_cls_where_there_is_one():
+    assert llava().vision.num_tokens == 577
+    assert llava(has_cls=False).vision.num_tokens == 576
+
+
+def test_check_boundaries_returns_a_tuple():
+    assert check_boundaries([16, 24], 32) == (16, 24)
+    assert check_boundaries([], 32) == ()
+
+
+@pytest.mark.parametrize(
+    "boundaries",
+    [(24, 16), (16, 16), (0, 16), (16, 32), (-1,), (16.0, 24), (True, 4), ("16",), "16,24", "", 16, None],
+    ids=repr,
+)
+def test_refuses_boundaries_that_are_no_ascending_layers(boundaries):
+    with pytest.raises(SettingsError) as raised:
+        check_boundaries(boundaries, 32)
+    assert (raised.value.field, raised.value.value) == ("boundaries", boundaries)
+    assert raised.value.expected == "ascending decoder layer indices from 1 to 31, such as 16,24"
+
+
+def test_a_model_shape_cannot_hold_wrong_boundaries():
+    with pytest.raises(SettingsError, match=r"boundaries is \(16, 40\), expected ascending"):
+        llava(boundaries=(16, 40))

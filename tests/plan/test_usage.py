@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from duet_server.plan import (
+    compression_usage,
+    guiding_rows,
+    make_layout,
+    make_plan,
+    off_settings,
+    presets,
+    resolve_settings,
+)
+from tests.plan.shapes import LLAVA_7B, llava
+
+
+def usage(request, text_lengths, num_images=1, shape=LLAVA_7B):
+    """Usage of a prompt of images, one between every two of the texts."""
+    settings = resolve_settings(request, shape)
+    entering = settings.num_entering(shape.vision.num_patches)
+    starts = [sum(text_lengths[: idx + 1]) + idx * entering for idx in range(num_images)]
+    num_tokens = sum(text_lengths) + num_images * entering
+    layout = make_layout(num_tokens, [(start, start + entering) for start in starts])
+    plan = make_plan(layout, settings.keep, guiding_rows(layout, "last"))
+    return compression_usage(settings, shape, num_images, plan)
+
+
+def test_one_image_and_34_text_tokens_under_aggressive():
+    """576 + 34 tokens in 32 layers are 19520 token-layers; 136, 85 and 34 in 16, 8 and 8 are 3128."""
+    assert usage("aggressive", [5, 29]) == {
+        "visual_tokens": {"encoder": 576, "stage1": 102, "segments": [102, 51, 0], "layer_average": 63.75},
+        "reduction": 0.8893,
+        "kv_cache": {"token_layers": 3128, "token_layers_uncompressed": 19520},
+        "settings": {
+            "dominant": 72,
+            "contextual": 30,
+            "cluster_width": 4,
+            "keep": [0.5, 0.0],
+            "text": "salient",
+            "preset": "aggressive",
+        },
+    }
+
+
+def test_off_costs_what_it_costs():
+    assert usage("off", [5, 29]) == {
+        "visual_tokens": {"encoder": 576, "stage1": 576, "segments": [576, 576, 576], "layer_average": 576.0},
+        "reduction": 0.0,
+        "kv_cache": {"token_layers": 19520, "token_layers_uncompressed": 19520},
+        "settings": off_settings(LLAVA_7B).as_dict(),
+    }
+
+
+def test_counts_are_totals_over_images():
+    counted = usage("aggressive", [5, 8, 29], num_images=2)
+    assert counted["visual_tokens"] == {
+        "encoder": 1152,
+        "stage1": 204,
+        "segments": [204, 102, 0],
+        "layer_average": 127.5,
+    }
+    assert counted["reduction"] == 0.8893
+    assert counted["kv_cache"]["token_layers_uncompressed"] == 32 * (1152 + 42)
+
+
+def test_images_side_by_side_are_counted_as_one_pool():
+    """floor(614 / 2) is one more than twice floor(307 / 2)."""
+    assert usage("light", [5, 0, 29], num_images=2)["visual_tokens"]["segments"] == [614, 307, 0]
+    assert usage("light", [5, 8, 29], num_images=2)["visual_tokens"]["segments"] == [614, 306, 0]
+
+
+def test_text_alone_is_not_reduced():
+    counted = usage("aggressive", [40], num_images=0)
+    assert counted["visual_tokens"] == {"encoder": 0, "stage1": 0, "segments": [0, 0, 0], "layer_average": 0.0}
+    assert counted["reduction"] == 0.0
+    assert counted["kv_cache"] == {"token_layers": 1280, "token_layers_uncompressed": 1280}
+
+
+@pytest.mark.parametrize("name", presets(llava((2, 8, 16, 24))))
+def test_usage_is_json(name):
+    counted = usage(name, [5, 29], shape=llava((2, 8, 16, 24)))
+    assert json.loads(json.dumps(counted)) == counted
+    assert len(counted["visual_tokens"]["segments"]) == 5

@@ -1,0 +1,1 @@
+"""Fine-tuning with both of DUET's stages in the loop, on Hugging Face models."""
