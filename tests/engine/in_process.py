@@ -1,0 +1,141 @@
+"""A vLLM engine inside the test process, whose scheduler, block tables and model the tests can look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+IMAGE_TOKEN_ID = 4
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request. ``input_ids`` hold one image token per image."""
+
+    input_ids: Sequence[int]
+    images: Sequence[Image.Image] = ()
+    stage1: tuple[int, int, int] | None = None
+    keep: Sequence[float] | None = None
+    text: str = "all"
+    guide: Sequence[int] = ()
+    max_tokens: int = 12
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+class InProcessEngine:
+    """Greedy, ignoring the end of the sequence; requests get the ids "0", "1", ... ."""
+
+    def __init__(self, checkpoint: os.PathLike[str], **engine_args: Any) -> None:
+        from vllm import LLM
+
+        defaults = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 1024,
+            "max_num_batched_tokens": 1024,
+            "kv_cache_memory_bytes": 1 << 26,
+            "limit_mm_per_prompt": {"image": 4},
+            "max_logprobs": -1,
+        }
+        self.llm = LLM(str(checkpoint), **{**defaults, **engine_args})
+        self.engine = self.llm.llm_engine
+        self._num_requests = 0
+
+    @property
+    def core(self) -> Any:
+        return self.engine.engine_core.engine_core
+
+    @property
+    def scheduler(self) -> Any:
+        return self.core.scheduler
+
+    @property
+    def model(self) -> Any:
+        return self.core.model_executor.driver_worker.worker.model_runner.model
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def add(self, ask: Ask) -> str:
+        from vllm import SamplingParams
+
+        extra_args: dict[str, Any] = {}
+        if ask.keep is not None:
+            extra_args = {"duet_keep": list(ask.keep), "duet_text": ask.text}
+            if ask.text == "salient":
+                extra_args["duet_guide"] = list(ask.guide)
+        prompt: dict[str, Any] = {"prompt_token_ids": list(ask.input_ids)}
+        if ask.images:
+            prompt["multi_modal_data"] = {"image": list(ask.images)}
+        if ask.images and ask.stage1:
+            prompt["mm_processor_kwargs"] = {"duet_stage1": list(ask.stage1)}
+        params = SamplingParams(
+            temperature=0, max_tokens=ask.max_tokens, ignore_eos=True, extra_args=extra_args or None, **ask.sampling
+        )
+        request_id = str(self._num_requests)
+        self._num_requests += 1
+        self.engine.add_request(request_id, prompt, params)
+        return request_id
+
+    def run(self) -> dict[str, Any]:
+        """Step until nothing is left; the finished outputs by request id."""
+        finished = {}
+        while self.engine.has_unfinished_requests():
+            finished |= {output.request_id: output for output in self.engine.step() if output.finished}
+        return finished
+
+    def generate(self, *asks: Ask) -> list[Any]:
+        """All asks in one batch; their outputs in order."""
+        ids = [self.add(ask) for ask in asks]
+        finished = self.run()
+        return [finished[request_id].outputs[0] for request_id in ids]
+
+    def tokens(self, *asks: Ask) -> list[list[int]]:
+        return [list(output.token_ids) for output in self.generate(*asks)]
+
+    def internal_request(self, request_id: str) -> Any:
+        """The scheduler's request; vLLM appends a suffix to the ids it is given."""
+        return next(r for r in self.scheduler.requests.values() if r.request_id.startswith(f"{request_id}-"))
+
+    def block_counts(self, request_id: str) -> dict[int, set[int]]:
+        """Blocks that the request holds, by segment: one number per KV-cache group of it."""
+        internal_id = self.internal_request(request_id).request_id
+        counts: dict[int, set[int]] = {}
+        for manager in self.scheduler.kv_cache_manager.coordinator.single_type_managers:
+            counts.setdefault(manager.segment_idx, set()).add(len(manager.req_to_blocks[internal_id]))
+        return counts
+
+    def shutdown(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self.engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+@contextmanager
+def in_process_engine(checkpoint: os.PathLike[str], **engine_args: Any) -> Any:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    engine = InProcessEngine(checkpoint, **engine_args)
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+        del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
+
+
+def noise_picture(seed: int) -> Image.Image:
+    """168 x 168, what the tiny checkpoints' processor leaves as it is."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (168, 168, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def text_ids(seed: int, length: int) -> list[int]:
+    """Byte tokens of random letters."""
+    return [int(token) for token in np.random.default_rng(seed).integers(40, 200, length)]

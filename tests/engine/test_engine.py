@@ -1,0 +1,177 @@
+"""KV caches that shrink, and requests that survive whatever the scheduler does to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from duet_server.plan import guiding_rows, make_layout, make_plan
+from tests.engine.in_process import IMAGE_TOKEN_ID, Ask, in_process_engine, noise_picture, text_ids
+from tests.golden_cases import NUM_PATCHES, checkpoint_path
+
+BLOCK_SIZE = 32
+NUM_BLOCKS = 80  # besides the null block; a request of max_model_len takes 64
+KEEPS = ([0.5, 0.0], [0.5, 0.25], [0.75, 0.5], [0.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with in_process_engine(
+        checkpoint_path("llava_gqa"),
+        block_size=BLOCK_SIZE,
+        num_gpu_blocks_override=NUM_BLOCKS + 1,
+        max_model_len=512,
+        max_num_batched_tokens=288,
+        max_num_seqs=16,
+    ) as engine:
+        yield engine
+
+
+@pytest.fixture(autouse=True)
+def no_block_is_lost(engine):
+    yield
+    engine.run()
+    assert engine.num_free_blocks == NUM_BLOCKS
+    assert not engine.scheduler.plans._plans
+
+
+def picture_ask(seed: int, **settings) -> Ask:
+    """A prompt of 22 text tokens and a picture."""
+    ids = [1, *text_ids(seed, 6), IMAGE_TOKEN_ID, *text_ids(seed + 1, 15)]
+    return Ask(ids, [noise_picture(seed)], **settings)
+
+
+def mixed_asks() -> list[Ask]:
+    compressed = [picture_ask(idx, stage1=(40, 8, 4), keep=keep) for idx, keep in enumerate(KEEPS)]
+    stage2_only = picture_ask(20, keep=[0.5, 0.25], text="last")
+    stage1_only = picture_ask(21, stage1=(20, 4, 0))
+    return [picture_ask(10), *compressed, Ask([1, *text_ids(11, 300)]), stage2_only, stage1_only]
+
+
+def planned_tokens(ask: Ask) -> list[int]:
+    entering = ask.stage1[0] + ask.stage1[1] if ask.stage1 else NUM_PATCHES
+    start = list(ask.input_ids).index(IMAGE_TOKEN_ID)
+    layout = make_layout(len(ask.input_ids) - 1 + entering, [(start, start + entering)])
+    plan = make_plan(layout, ask.keep or (1.0, 1.0), guiding_rows(layout, ask.text))
+    return [segment.num_tokens for segment in plan.segments]
+
+
+def planned_blocks(ask: Ask, num_outputs: int = 0) -> dict[int, set[int]]:
+    return {idx: {-(-(num + num_outputs) // BLOCK_SIZE)} for idx, num in enumerate(planned_tokens(ask))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(engine) -> list[list[int]]:
+    """Tokens of the mixed asks, each served alone."""
+    return [engine.tokens(ask)[0] for ask in mixed_asks()]
+
+
+@pytest.mark.parametrize("ask", [picture_ask(1), *[picture_ask(1, keep=keep) for keep in KEEPS]], ids=lambda a: str(a.keep))
+def test_each_segment_holds_the_planned_blocks(engine, ask):
+    request_id = engine.add(replace(ask, max_tokens=40))
+    engine.engine.step()
+    assert engine.block_counts(request_id) == planned_blocks(ask)
+    for _ in range(30):
+        engine.engine.step()
+    num_computed = engine.internal_request(request_id).num_computed_tokens
+    num_outputs = num_computed - planned_tokens(ask)[0]
+    assert num_outputs >= 29
+    assert engine.block_counts(request_id) == planned_blocks(ask, num_outputs)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"keep": [0.5, 0.0]}, {"stage1": (40, 8, 4), "keep": [0.5, 0.0]}], ids=["off", "stage 2", "both"]
+)
+def test_more_requests_run_at_once(engine, settings):
+    """Groups 4, 4, ... of two layers each: segment 0 has two groups, the others one."""
+    asks = [picture_ask(100 + idx, max_tokens=8, **settings) for idx in range(14)]
+    num_outputs = 8  # no segment of these prompts needs another block for so many
+    assert planned_blocks(asks[0]) == planned_blocks(asks[0], num_outputs)
+    blocks = planned_blocks(asks[0])
+    per_request = 2 * blocks[0].pop() + blocks[1].pop() + blocks[2].pop()
+
+    for ask in asks:
+        engine.add(replace(ask, max_tokens=num_outputs))
+    # Decoding waits for the slowest prefill here: with a budget of one or two prefills a step, requests that were
+    # admitted first would finish before the last ones come.
+    budget, engine.scheduler.max_num_scheduled_tokens = engine.scheduler.max_num_scheduled_tokens, 100_000
+    try:
+        most = 0
+        while engine.engine.has_unfinished_requests():
+            engine.engine.step()
+            most = max(most, len(engine.scheduler.running))
+    finally:
+        engine.scheduler.max_num_scheduled_tokens = budget
+    assert most == min(len(asks), NUM_BLOCKS // per_request)
+
+
+def test_a_small_token_budget_changes_nothing(engine, undisturbed):
+    assert engine.tokens(*mixed_asks()) == undisturbed
+
+
+def test_preempted_requests_choose_the_same_tokens_again(engine, undisturbed):
+    """Together they outgrow the cache while they decode."""
+    asks = [replace(ask, max_tokens=60) for ask in mixed_asks() if ask.images]
+    alone = [engine.tokens(ask)[0] for ask in asks]
+    ids = [engine.add(ask) for ask in asks]
+    num_preempted, finished = 0, {}
+    while engine.engine.has_unfinished_requests():
+        finished |= {output.request_id: output for output in engine.engine.step() if output.finished}
+        plans = engine.scheduler.plans
+        num_preempted = max(
+            num_preempted,
+            sum(1 for r in engine.scheduler.requests.values() if r.num_preemptions and plans.get(r.request_id)),
+        )
+    assert num_preempted > 0, "the cache was large enough: this test tests nothing"
+    assert [list(finished[request_id].outputs[0].token_ids) for request_id in ids] == alone
+
+
+def test_prefix_cache_serves_uncompressed_requests_only(engine, undisturbed):
+    plain, compressed = mixed_asks()[:2]
+    same_picture = replace(compressed, input_ids=plain.input_ids, images=plain.images, stage1=None)
+    engine.scheduler.reset_prefix_cache()
+    cold = engine.tokens(same_picture)[0]
+    assert cached_tokens(engine, plain) == (undisturbed[0], 0), "a compressed request must leave nothing behind"
+    tokens, num_cached = cached_tokens(engine, plain)
+    assert (tokens, num_cached > 0) == (undisturbed[0], True)
+    assert cached_tokens(engine, same_picture) == (cold, 0), "a compressed request must not read the cache"
+
+
+def cached_tokens(engine, ask: Ask) -> tuple[list[int], int]:
+    request_id = engine.add(ask)
+    output = engine.run()[request_id]
+    return list(output.outputs[0].token_ids), output.num_cached_tokens
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 5], ids=["waiting", "prefill", "decode"])
+def test_abort_frees_every_group(engine, undisturbed, num_steps):
+    asks = mixed_asks()
+    ids = [engine.add(ask) for ask in asks]
+    for _ in range(num_steps):
+        engine.engine.step()
+    survivor = ids.pop(1)
+    engine.engine.abort_request(ids)
+    assert list(engine.run()[survivor].outputs[0].token_ids) == undisturbed[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keep": [0.5]},
+        {"keep": [0.2, 0.5]},
+        {"keep": ["x", 0.0]},
+        {"keep": [0.5, float("nan")]},
+        {"keep": [0.5, 0.0], "text": "nobody"},
+        {"keep": [0.5, 0.0], "text": "salient", "guide": [9999]},
+        {"keep": [0.5, 0.0], "text": "salient", "guide": ["x"]},
+        {"keep": [0.5, 0.0], "max_tokens": 200},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_served_end_one_request(engine, undisturbed, changes):
+    bystander = engine.add(mixed_asks()[1])
+    refused = engine.add(picture_ask(30, **changes))
+    finished = engine.run()
+    assert finished[refused].outputs[0].finish_reason == "error"
+    assert list(finished[bystander].outputs[0].token_ids) == undisturbed[1]

@@ -1,0 +1,84 @@
+"""The authors' numbers, seen inside the engine: selections, features, logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from duet_server.engine import text_stage, vision_stage
+from tests.engine.in_process import Ask, in_process_engine
+from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_cases
+
+
+class Recorder:
+    """What the stages computed for the latest request."""
+
+    def __init__(self, patch):
+        self.features = self.by_score = None
+        self.kept_rows, self.segment_lens = [], []
+        self._wrap(patch, vision_stage, "select_and_merge", self._saw_stage1)
+        self._wrap(patch, text_stage, "surviving_rows", self._saw_boundary)
+
+    def _wrap(self, patch, module, name, see):
+        original = getattr(module, name)
+
+        def wrapper(*args):
+            result = original(*args)
+            see(result)
+            return result
+
+        patch.setattr(module, name, wrapper)
+
+    def _saw_stage1(self, result):
+        self.features, self.by_score = result
+
+    def _saw_boundary(self, rows):
+        self.kept_rows.append(rows.tolist())
+
+
+@pytest.fixture(scope="module", params=MODEL_NAMES)
+def engine(request):
+    with in_process_engine(checkpoint_path(request.param), enable_prefix_caching=False) as engine:
+        engine.model_name = request.param
+        yield engine
+
+
+def ask_of(case: GoldenCase) -> Ask:
+    return Ask(
+        case.prompt_token_ids,
+        [Image.open(case.picture_path).convert("RGB")],
+        (case.dominant, case.contextual, case.cluster_width),
+        case.keep,
+        "all" if case.salient_prompt_indices is None else "salient",
+        [] if case.salient_prompt_indices is None else case.guiding_rows[:-1],
+        sampling={"logprobs": -1},
+    )
+
+
+def test_each_case_alone(engine, monkeypatch):
+    for case in golden_cases(engine.model_name):
+        with monkeypatch.context() as patch:
+            seen = Recorder(patch)
+            engine.llm.reset_mm_cache()
+            engine.scheduler.reset_encoder_cache()
+            (output,) = engine.generate(ask_of(case))
+        assert list(output.token_ids) == case.tokens, case
+        assert seen.by_score[0, : case.dominant - 1].tolist() == case.dominant_patch_indices, case
+        torch.testing.assert_close(seen.features.numpy(), case.stage1_features, atol=1e-4, rtol=1e-4)
+        moving = [rows for rows, keep in zip(case.kept_rows_per_stage, case.keep, strict=True) if keep < 1]
+        assert seen.kept_rows == moving, case
+        logprobs = np.array([[step[token].logprob for token in range(case.logits.shape[1])] for step in output.logprobs])
+        expected = torch.tensor(case.logits).log_softmax(dim=-1).numpy()
+        np.testing.assert_allclose(logprobs, expected, atol=1e-4, rtol=0)
+
+
+def test_all_cases_in_one_batch(engine):
+    cases = golden_cases(engine.model_name)
+    text = Ask([1, *range(40, 70)])
+    asks = [text, *(ask_of(case) for case in cases), Ask(cases[0].prompt_token_ids, ask_of(cases[0]).images)]
+    alone = engine.tokens(text)[0]
+    tokens = engine.tokens(*asks)
+    assert tokens[0] == alone
+    assert tokens[1:-1] == [case.tokens for case in cases]

@@ -1,0 +1,360 @@
+"""Steps of any mixture against lists of tokens: who is held where, who attends as what, who goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from duet_kernels import keep_highest
+from duet_server.engine import text_stage
+from duet_server.engine.attention import segment_metadata
+from duet_server.engine.request_plans import plan_request
+from duet_server.engine.step_layout import ScheduledRequest, StepLayout
+from duet_server.engine.vllm_internals import CommonAttentionMetadata
+from tests.golden_cases import GoldenCase, golden_cases
+
+BLOCK_SIZE = 4
+HIDDEN_SIZE, HEADS, KV_HEADS, HEAD_DIM = 6, 4, 2, 4
+MOST_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a step. `pools` are its visual tokens, as (start, end); without keeps nothing ever drops."""
+
+    num_prompt: int
+    scheduled: int
+    computed: int = 0
+    pools: tuple[tuple[int, int], ...] = ()
+    keep: tuple[float, ...] | None = None
+    text: str = "all"
+    guide: tuple[int, ...] = ()
+
+    def planned(self, num_segments: int) -> ScheduledRequest:
+        extra_args = {"duet_keep": self.keep, "duet_text": self.text, "duet_guide": self.guide}
+        plan = plan_request(self.num_prompt, self.pools, extra_args, num_segments - 1)
+        return ScheduledRequest(plan, self.computed, self.scheduled)
+
+    def guiding(self) -> list[int]:
+        """The prompt's tokens that rank, from the algorithm's words."""
+        after = range(self.pools[0][1], self.num_prompt)
+        text = [token for token in after if not any(start <= token < end for start, end in self.pools)]
+        chosen = {"all": text, "last": [], "salient": [token for token in self.guide if token in text]}[self.text]
+        return sorted({*chosen, self.num_prompt - 1})
+
+
+PADDING = Request(0, 0)
+Score = Callable[[Request, list[int]], dict[int, float]]
+
+
+class TooClose(Exception):  # noqa: N818
+    """Rounding could change which token is kept."""
+
+
+def held_tokens(request: Request, num_segments: int, score: Score) -> list[list[int]]:
+    """For each segment the tokens, by their place in the request, that its cache holds after the step."""
+    held = [list(range(request.computed + request.scheduled))]
+    for segment_idx in range(1, num_segments):
+        before, gone = held[-1], set()
+        if request.keep is not None:
+            scores = score(request, before)
+            for start, end in request.pools:
+                alive = [token for token in before if start <= token < end]
+                count = math.floor((end - start) * request.keep[segment_idx - 1])
+                ranked = sorted(alive, key=lambda token: (-scores[token], token))
+                gone.update(ranked[count:])
+                is_chosen_now = request.computed == 0 and 0 < count < len(ranked)
+                if is_chosen_now and scores[ranked[count - 1]] - scores[ranked[count]] < 1e-6:
+                    raise TooClose
+        held.append([token for token in before if token not in gone])
+    return held
+
+
+def step_rows(request: Request, held: list[int]) -> list[tuple[int, int]]:
+    """The rows that this step computes in a segment: (token, its position)."""
+    return [(token, position) for position, token in enumerate(held) if token >= request.computed]
+
+
+class FakeLayer:
+    """A decoder layer as far as scoring reads it, and the same in loops."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.weight = 0.4 * torch.randn(HIDDEN_SIZE, (HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=generator)
+        self.tokens = torch.randn(16, MOST_TOKENS, HIDDEN_SIZE, generator=generator)  # of each request of a step
+        self.self_attn = SimpleNamespace(
+            qkv_proj=lambda rows: (rows @ self.weight, None),
+            rotary_emb=lambda positions, query, key: (self.rotate(positions, query), self.rotate(positions, key)),
+            q_size=HEADS * HEAD_DIM,
+            kv_size=KV_HEADS * HEAD_DIM,
+            head_dim=HEAD_DIM,
+            scaling=HEAD_DIM**-0.5,
+        )
+
+    def input_layernorm(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows / rows.abs().mean(dim=-1, keepdim=True)
+
+    def rotate(self, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Each half-pair of a head turned by its position."""
+        first, second = rows.unflatten(-1, (-1, 2, HEAD_DIM // 2)).unbind(dim=-2)
+        angle = positions[:, None, None] * torch.tensor([1.0, 0.1])
+        turned = first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()
+        return torch.stack(turned, dim=-2).flatten(1)
+
+    def naive_score(self, request_idx: int) -> Score:
+        def score(request: Request, before: list[int]) -> dict[int, float]:
+            states = self.input_layernorm(self.tokens[request_idx, before]) @ self.weight
+            positions = torch.arange(len(before))
+            query, key, _ = states.split([HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM], dim=-1)
+            query = self.rotate(positions, query).view(-1, HEADS, HEAD_DIM).double()
+            key = self.rotate(positions, key).view(-1, KV_HEADS, HEAD_DIM).double()
+            total = torch.zeros(len(before), dtype=torch.float64)
+            for token in request.guiding():
+                row = before.index(token)
+                for head in range(HEADS):
+                    logits = key[: row + 1, head * KV_HEADS // HEADS] @ query[row, head] / math.sqrt(HEAD_DIM)
+                    total[: row + 1] += logits.softmax(dim=0) / HEADS / len(request.guiding())
+            return dict(zip(before, total.tolist(), strict=True))
+
+        return score
+
+
+def common_metadata(requests: list[Request], block_table: torch.Tensor) -> CommonAttentionMetadata:
+    """The step as vLLM's runner describes it, nothing dropped."""
+    scheduled = [request.scheduled for request in requests]
+    starts = torch.tensor([0, *accumulate(scheduled)], dtype=torch.int32)
+    seq_lens = torch.tensor([request.computed + request.scheduled for request in requests], dtype=torch.int32)
+    return CommonAttentionMetadata(
+        query_start_loc=starts,
+        query_start_loc_cpu=starts.clone(),
+        seq_lens=seq_lens,
+        num_reqs=len(requests),
+        num_actual_tokens=sum(scheduled),
+        max_query_len=max(scheduled),
+        max_seq_len=int(seq_lens.max()),
+        block_table_tensor=block_table,
+        slot_mapping=torch.full((sum(scheduled),), -7),
+        seq_lens_cpu_upper_bound=seq_lens.clone(),
+        _num_computed_tokens_cache=torch.zeros(1),
+        _token_to_req_indices_cache=torch.zeros(1),
+    )
+
+
+def block_tables(num_requests: int, segment_idx: int) -> torch.Tensor:
+    """Blocks of every request, all different, in no order."""
+    num_blocks = MOST_TOKENS // BLOCK_SIZE
+    blocks = torch.randperm(num_requests * num_blocks, generator=torch.Generator().manual_seed(segment_idx))
+    return blocks.view(num_requests, num_blocks).int()
+
+
+def check_segment(layout: StepLayout, requests: list[Request], segment_idx: int, held: list[list[int]]) -> None:
+    block_table = block_tables(len(requests), segment_idx)
+    rows = [step_rows(request, tokens) for request, tokens in zip(requests, held, strict=True)]
+    counts, positions = [len(part) for part in rows], [position for part in rows for _, position in part]
+    starts = [0, *accumulate(counts)]
+    slots = [
+        int(block_table[idx, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+        for idx, part in enumerate(rows)
+        for _, position in part
+    ]
+    seq_lens = list(map(len, held))
+
+    view = segment_metadata(common_metadata(requests, block_table), layout, segment_idx, BLOCK_SIZE)
+    assert view.query_start_loc.tolist() == view.query_start_loc_cpu.tolist() == starts
+    assert view.seq_lens.tolist() == view.seq_lens_cpu_upper_bound.tolist() == seq_lens
+    assert view.seq_lens.dtype == view.query_start_loc.dtype == torch.int32
+    assert (view.max_query_len, view.max_seq_len, view.num_actual_tokens) == (max(counts), max(seq_lens), sum(counts))
+    assert view.positions.tolist() == layout.segment(segment_idx).positions.tolist() == positions
+    assert view.slot_mapping.tolist() == slots
+    assert view.slot_mapping.dtype == torch.int64
+    assert view._num_computed_tokens_cache is view._token_to_req_indices_cache is None
+    assert view.compute_num_computed_tokens().tolist() == [n - count for n, count in zip(seq_lens, counts, strict=True)]
+
+
+def check_step(requests: list[Request], num_segments: int) -> None:
+    """Every segment and boundary of a step, against token lists in which the fake layer's scores choose."""
+    layer = FakeLayer()
+    layout = StepLayout([request.planned(num_segments) for request in requests], num_segments, torch.device("cpu"))
+    all_held = [held_tokens(request, num_segments, layer.naive_score(idx)) for idx, request in enumerate(requests)]
+    before: list[tuple[int, int]] = []
+    for segment_idx in range(num_segments):
+        held = [segments[segment_idx] for segments in all_held]
+        check_segment(layout, requests, segment_idx, held)
+        rows = [(idx, token) for idx, request in enumerate(requests) for token, _ in step_rows(request, held[idx])]
+        if segment_idx > 0:
+            boundary = layout.boundaries[segment_idx - 1]
+            if boundary is None:
+                assert rows == before
+            else:
+                positions = layout.segment(segment_idx - 1).positions
+                states = layer.tokens[[idx for idx, _ in before], [token for _, token in before]]
+                with mock.patch.object(text_stage, "get_tensor_model_parallel_world_size", return_value=1):
+                    kept = text_stage.surviving_rows(boundary, layer, positions, states * 0.25, states * 0.75)
+                assert [before[row] for row in kept.tolist()] == rows
+        before = rows
+
+
+# Rows: text 0-2, pool 3-9, text 10-12, pool 13-17, text 18-20.
+TWO_POOLS = Request(21, 21, pools=((3, 10), (13, 18)), keep=(0.6, 0.3))
+STEPS = {
+    "one prefill that drops": [TWO_POOLS],
+    "guided by the last row": [Request(12, 12, pools=((1, 10),), keep=(0.5, 0.25), text="last")],
+    "guided by salient rows": [Request(21, 21, 0, TWO_POOLS.pools, (0.5, 0.5), "salient", (11, 18))],
+    "drops everything": [Request(9, 9, pools=((0, 8),), keep=(0.0, 0.0))],
+    "drops everything late": [Request(9, 9, pools=((0, 8),), keep=(0.5, 0.0))],
+    "drops late": [Request(9, 9, pools=((2, 8),), keep=(1.0, 0.5))],
+    "drops once": [Request(9, 9, pools=((2, 8),), keep=(0.5, 0.5))],
+    "resumed with outputs": [Request(21, 26, 0, TWO_POOLS.pools, (0.6, 0.0))],
+    "decodes what dropped": [Request(21, 1, 24, TWO_POOLS.pools, (0.6, 0.0)), Request(9, 1, 9, ((2, 8),), (0.5, 0.5))],
+    "decodes several at once": [Request(21, 3, 21, TWO_POOLS.pools, (0.6, 0.0)), Request(7, 2, 9)],
+    "nothing drops": [Request(13, 13, pools=((2, 9),)), Request(7, 1, 12), Request(30, 8, 16)],
+    "mixed": [
+        Request(7, 1, 12),
+        TWO_POOLS,
+        Request(30, 8, 16),
+        Request(21, 1, 30, TWO_POOLS.pools, (0.5, 0.0)),
+        Request(13, 13, pools=((2, 9),)),
+        Request(21, 25, 0, TWO_POOLS.pools, (0.9, 0.1), "last"),
+        Request(9, 9, pools=((0, 8),), keep=(0.0, 0.0)),
+        PADDING,
+        PADDING,
+    ],
+}
+
+
+@pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS.keys())
+def test_steps(requests: list[Request]):
+    check_step(requests, num_segments=3)
+
+
+@st.composite
+def any_request(draw: st.DrawFn, num_segments: int) -> Request:
+    pools, end = [], draw(st.integers(0, 3))
+    for _ in range(draw(st.integers(0, 3))):
+        start = end
+        end = start + draw(st.integers(1, 7))
+        pools.append((start, end))
+        end += draw(st.integers(1, 3))  # text
+    num_prompt = end + draw(st.integers(1, 3))
+    keep = sorted(draw(st.lists(st.floats(0, 1), min_size=num_segments - 1, max_size=num_segments - 1)), reverse=True)
+    drops = bool(pools) and draw(st.booleans())
+    computed = draw(st.sampled_from([0, num_prompt, num_prompt + 3] if drops else [0, 1, num_prompt - 1, num_prompt]))
+    scheduled = num_prompt + draw(st.integers(0, 4)) if computed == 0 else draw(st.integers(1, 3))
+    text = [token for token in range(num_prompt) if not any(start <= token < end for start, end in pools)]
+    guide = tuple(draw(st.lists(st.sampled_from(text), max_size=3)))
+    how = draw(st.sampled_from(["all", "last", "salient"]))
+    return Request(num_prompt, scheduled, computed, tuple(pools), tuple(keep) if drops else None, how, guide)
+
+
+@st.composite
+def any_step(draw: st.DrawFn) -> tuple[list[Request], int]:
+    num_segments = draw(st.integers(2, 4))
+    requests = draw(st.lists(any_request(num_segments), min_size=1, max_size=5))
+    return requests + [PADDING] * draw(st.integers(0, 2)), num_segments
+
+
+@settings(deadline=None, max_examples=100)
+@given(any_step())
+def test_any_step(step: tuple[list[Request], int]):
+    try:
+        check_step(*step)
+    except TooClose:
+        reject()
+
+
+def test_a_step_in_numbers():
+    """A prefill of 10 rows of which 4 of 6 go, beside the decoding of a request that dropped 3."""
+    requests = [Request(10, 10, pools=((2, 8),), keep=(0.4,)), Request(9, 1, 11, ((1, 7),), (0.5,))]
+    layout = StepLayout([request.planned(2) for request in requests], 2, torch.device("cpu"))
+    common = common_metadata(requests, torch.tensor([[5, 1, 9], [7, 0, 2]], dtype=torch.int32))
+    view = segment_metadata(common, layout, 1, BLOCK_SIZE)
+
+    assert view.query_start_loc.tolist() == [0, 6, 7]
+    assert view.seq_lens.tolist() == [6, 9]
+    assert view.positions.tolist() == [0, 1, 2, 3, 4, 5, 8]
+    assert view.slot_mapping.tolist() == [20, 21, 22, 23, 4, 5, 8]
+    (boundary,) = layout.boundaries
+    assert boundary.rows[[0, 1, 4, 5, 6]].tolist() == [0, 1, 8, 9, 10]
+    assert boundary.scored.key_rows.tolist() == list(range(10))
+    assert boundary.scored.guiding_keys.tolist() == boundary.scored.query_positions.tolist() == [8, 9]
+    assert boundary.scored.targets.tolist() == [2, 3]
+
+
+def test_pools_that_stay_or_go_whole_are_not_scored():
+    requests = [Request(9, 9, pools=((2, 8),), keep=(0.0,)), Request(5, 5)]
+    (boundary,) = StepLayout([request.planned(2) for request in requests], 2, torch.device("cpu")).boundaries
+
+    assert boundary.scored is None
+    assert boundary.rows.tolist() == [0, 1, 8, 9, 10, 11, 12, 13]
+
+
+def test_a_step_without_a_prefill_that_drops_has_no_boundary():
+    requests = [Request(21, 1, 24, TWO_POOLS.pools, (0.6, 0.0)), Request(40, 40, pools=((3, 9),))]
+    layout = StepLayout([request.planned(3) for request in requests], 3, torch.device("cpu"))
+
+    assert layout.boundaries == (None, None)
+    assert layout.has_drops
+
+
+def test_requests_that_never_dropped_have_no_drops():
+    assert not StepLayout([Request(40, 40).planned(3), PADDING.planned(3)], 3, torch.device("cpu")).has_drops
+
+
+@pytest.mark.parametrize("knows_upper_bound", [True, False], ids=["upper bound", "no upper bound"])
+def test_the_shared_metadata_is_not_modified(knows_upper_bound: bool):
+    requests, block_table = STEPS["mixed"], block_tables(9, 0)
+    layout = StepLayout([request.planned(3) for request in requests], 3, torch.device("cpu"))
+    common, untouched = common_metadata(requests, block_table), common_metadata(requests, block_table)
+    if not knows_upper_bound:
+        common.seq_lens_cpu_upper_bound = untouched.seq_lens_cpu_upper_bound = None
+    views = [segment_metadata(common, layout, segment_idx, BLOCK_SIZE) for segment_idx in (2, 1, 0)]
+
+    assert (views[0].seq_lens_cpu_upper_bound is None) is not knows_upper_bound
+    for name, value in vars(untouched).items():
+        now = getattr(common, name)
+        assert now.equal(value) if isinstance(value, torch.Tensor) else now == value, name
+
+
+def test_without_a_layout_the_metadata_is_vllms_own():
+    common = common_metadata([Request(7, 7)], block_tables(1, 0))
+
+    assert segment_metadata(common, None, 2, BLOCK_SIZE) is common
+
+
+def test_positions_wait_for_the_metadata():
+    layout = StepLayout([TWO_POOLS.planned(3)], 3, torch.device("cpu"))
+
+    with pytest.raises(AssertionError, match="metadata"):
+        _ = layout.segment(1).positions
+
+
+@pytest.mark.parametrize("case", golden_cases(), ids=str)
+def test_the_authors_rows_go_on(case: GoldenCase):
+    """Scores that put the authors' survivors first lead to the authors' rows, and these to the next boundary's."""
+    num_segments = 1 + len(case.boundaries)
+    pools = ((case.image_start, case.image_start + case.num_entering),)
+    request = Request(
+        case.prefill_len, case.prefill_len, 0, pools, tuple(case.keep), "salient", tuple(case.guiding_rows)
+    )
+    layout = StepLayout([request.planned(num_segments)], num_segments, torch.device("cpu"))
+    for segment_idx, (boundary, rows) in enumerate(zip(layout.boundaries, case.kept_rows_per_stage, strict=True), 1):
+        if boundary is None:
+            assert rows == list(range(layout.segment(segment_idx).num_rows))
+        elif boundary.scored is None:
+            assert boundary.rows.tolist() == rows
+        else:
+            scored = boundary.scored
+            score = torch.isin(scored.key_rows, torch.tensor(rows)).float()
+            kept = keep_highest(
+                score, scored.pool_start, scored.pool_length, scored.num_keep, scored.max_pool, len(scored.targets)
+            )
+            assert boundary.rows.index_copy(0, scored.targets, scored.key_rows[kept]).tolist() == rows
