@@ -1,0 +1,53 @@
+# Everything runs in .venv, which `make install` fills; CI calls these same targets.
+PYTHON ?= python3
+DEVICE ?= auto
+MODEL  ?=
+ARGS   ?=
+
+BIN   := .venv/bin
+STAMP := .venv/.installed-$(DEVICE)
+CODE  := $(wildcard server duet_kernels training benchmarks tests scripts)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+.PHONY: help
+help: ## Show this list
+	@echo "usage: make TARGET [PYTHON=python3.12] [DEVICE=cpu|cuda] [MODEL=...] [ARGS='...']"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(STAMP) ## Install everything into .venv (for the GPU where there is one, else for the CPU)
+	@:
+
+$(STAMP): pyproject.toml scripts/install.py scripts/torchvision_operators.py
+	$(PYTHON) scripts/install.py --device $(DEVICE)
+	@touch $@
+
+.PHONY: serve
+serve: install ## Serve MODEL (a small demo model when none is named); ARGS are the server's flags
+	$(BIN)/duet-server serve $(MODEL) $(ARGS)
+
+.PHONY: test
+test: install ## Run the tests; ARGS are pytest's, as in ARGS='tests/plan -k budget'
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: install ## Check style, formatting and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## Rewrite the code in the house format
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+.PHONY: bench
+bench: install ## Measure the server with and without compression; ARGS are the benchmark's
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+.PHONY: clean
+clean: ## Remove .venv and everything that was built
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
