@@ -30,12 +30,14 @@ def guided_score(
         ``[keys]`` float32. A guiding row gives nothing to later keys, so within one pool of visual tokens the order is
         that of the guiding rows after it.
     """
-    num_kv_heads, head_dim = key.shape[1:]
+    num_kv_heads = key.shape[1]
     query_index, query_mask = _pad(cu_queries, max_queries)  # [R, Q]
     key_index, key_mask = _pad(cu_keys, max_keys)  # [R, K]
     padded_query = query[query_index].float().unflatten(2, (num_kv_heads, -1))  # [R, Q, KV, G, d]
     padded_key = key[key_index].float()  # [R, K, KV, d]
-    visible = key_mask[:, None, :] & (torch.arange(max_keys, device=key.device) <= query_positions[query_index][..., None])
+    visible = key_mask[:, None, :] & (
+        torch.arange(max_keys, device=key.device) <= query_positions[query_index][..., None]
+    )
 
     logits = torch.einsum("rqhgd,rkhd->rhgqk", padded_query, padded_key) * scale
     logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
@@ -46,7 +48,7 @@ def guided_score(
 
 
 def _pad(cu: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded indices ``[R, longest]`` into the flat rows (clamped into the request), and which of them are real."""
+    """Padded indices ``[R, longest]`` into the flat rows (clamped to the last row), and which of them are real."""
     start, end = cu[:-1, None].long(), cu[1:, None].long()
     index = start + torch.arange(longest, device=cu.device)
     return index.clamp(max=cu[-1].long() - 1), index < end

@@ -26,11 +26,11 @@ def select_and_merge(
         contextual tokens in anchor order; and ``[images, patches]``, the patches by descending score
         (the first ``dominant - 1`` of a row are the dominant ones).
     """
-    num_images, num_patches = score.shape
+    num_patches = score.shape[1]
     for dominant, contextual, width in settings:
-        assert dominant >= 1 and contextual >= 0 and width >= 0 and dominant - 1 + contextual <= num_patches, (
-            f"{dominant=} {contextual=} {width=} {num_patches=}"
-        )
+        assert dominant >= 1, f"{dominant=} does not hold CLS"
+        assert dominant - 1 + contextual <= num_patches, f"{dominant=} {contextual=} {num_patches=}"
+        assert min(contextual, width) >= 0, f"{contextual=} {width=}"
     counts = torch.tensor(settings, device=score.device).unsqueeze(-1)  # [B, 3, 1]
     num_dominant, num_anchors, width = counts[:, 0] - 1, counts[:, 1], counts[:, 2]
     max_dominant = max(s[0] for s in settings) - 1
@@ -58,7 +58,7 @@ def _form_pool(
     width: torch.Tensor,
     max_anchors: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Anchors' patches ``[B, max_anchors]`` (arbitrary beyond an image's own), and which patches join one ``[B, N]``."""
+    """Anchors' patches ``[B, max_anchors]``, arbitrary past an image's own; and which patches join one, ``[B, N]``."""
     num_patches = by_score.shape[1]
     num_rest = num_patches - num_dominant
     pool_size = torch.where(width == 0, num_rest, (width * num_anchors).clamp(min=1).minimum(num_rest))

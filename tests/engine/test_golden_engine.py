@@ -69,7 +69,9 @@ def test_each_case_alone(engine, monkeypatch):
         torch.testing.assert_close(seen.features.numpy(), case.stage1_features, atol=1e-4, rtol=1e-4)
         moving = [rows for rows, keep in zip(case.kept_rows_per_stage, case.keep, strict=True) if keep < 1]
         assert seen.kept_rows == moving, case
-        logprobs = np.array([[step[token].logprob for token in range(case.logits.shape[1])] for step in output.logprobs])
+        logprobs = np.array(
+            [[step[token].logprob for token in range(case.logits.shape[1])] for step in output.logprobs]
+        )
         expected = torch.tensor(case.logits).log_softmax(dim=-1).numpy()
         np.testing.assert_allclose(logprobs, expected, atol=1e-4, rtol=0)
 

@@ -94,9 +94,10 @@ def test_keeps_that_cannot_be_served(keep: object):
         ("salient", [20], "row 20 leaves the prompt"),
         ("salient", [-1], "row -1 leaves the prompt"),
         ("salient", [11, 13], "row 13 is a visual token"),
-        ("salient", None, "NoneType"),
-        ("salient", 11, "int"),
-        ("salient", ["11"], "str"),
+        ("salient", None, "expected a list of prompt rows"),
+        ("salient", 11, "expected a list of prompt rows"),
+        ("salient", ["11"], "expected a list of prompt rows"),
+        ("salient", [11.7], "expected a list of prompt rows"),
         ("some", [11], "expected one of all, salient, last"),
         (["all"], [11], "expected one of all, salient, last"),
     ],
@@ -105,6 +106,12 @@ def test_keeps_that_cannot_be_served(keep: object):
 def test_guiding_rows_that_cannot_be_served(text: object, guide: object, message: str):
     with pytest.raises(SettingsError, match=message):
         plan_request(20, SPANS, {"duet_keep": KEEP, "duet_text": text, "duet_guide": guide}, 2)
+
+
+def test_a_prompt_that_ends_on_an_image_cannot_drop_tokens():
+    with pytest.raises(SettingsError, match="text after the last image"):
+        plan_request(10, [(4, 10)], {"duet_keep": [0.5, 0.0]}, 2)
+    assert plan_request(10, [(4, 10)], {"duet_keep": [1.0, 1.0]}, 2) is None
 
 
 def test_requests_are_added_and_removed():

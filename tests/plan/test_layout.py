@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_server.plan import PromptLayout, Span, guiding_rows, make_layout
+from duet_server.plan import PromptLayout, SettingsError, Span, check_ends_on_text, guiding_rows, make_layout
 
 TWO_POOLS = make_layout(20, [(2, 6), (10, 14)])
 ENDS_VISUAL = make_layout(10, [(2, 4), (7, 10)])
@@ -124,3 +124,9 @@ def test_every_pool_has_a_guide_and_guides_are_text(layout, text, data):
     for pool in layout.pools:
         assert rows[-1] >= pool.end or rows[-1] in pool
         assert rows[0] >= layout.pools[0].end or rows == (layout.num_tokens - 1,)
+
+
+def test_a_prompt_that_ends_on_an_image_cannot_drop_tokens():
+    check_ends_on_text(make_layout(10, [(4, 9)]))
+    with pytest.raises(SettingsError, match=r"messages is .* expected text after the last image"):
+        check_ends_on_text(make_layout(10, [(4, 10)]))

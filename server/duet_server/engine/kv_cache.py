@@ -1,4 +1,4 @@
-"""A KV-cache group per segment: the spec that keeps groups apart, and the manager that allocates what a segment holds."""
+"""KV-cache groups by segment: the spec that keeps them apart, and the manager that allocates what a segment holds."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -49,9 +49,7 @@ class SegmentManager(FullAttentionManager):
         held = self._num_held(request_id, num_tokens)
         return super().get_num_blocks_to_allocate(request_id, held, new_computed_blocks, *args, **kwargs)
 
-    def allocate_new_blocks(
-        self, request_id: str, num_tokens: int, num_tokens_main_model: int
-    ) -> list[KVCacheBlock]:
+    def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
         return super().allocate_new_blocks(request_id, self._num_held(request_id, num_tokens), num_tokens_main_model)
 
     def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:

@@ -1,9 +1,19 @@
 """The plans of the requests that an engine process knows: the one mutable per-request state of compression."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from duet_server.plan import RequestPlan, SettingsError, guiding_rows, make_layout, make_plan
+from duet_server.plan import (
+    TEXT_CHOICES,
+    PromptLayout,
+    RequestPlan,
+    SettingsError,
+    check_ends_on_text,
+    guiding_rows,
+    make_layout,
+    make_plan,
+)
 
 KEEP, TEXT, GUIDE = "duet_keep", "duet_text", "duet_guide"
 
@@ -60,20 +70,28 @@ def plan_request(
     keep = extra_args.get(KEEP)
     if keep is None or not visual_spans:
         return None
-    _check_keep(keep, num_boundaries)
-    text = extra_args.get(TEXT, "all")
     layout = make_layout(num_prompt_tokens, visual_spans)
+    _check_keep(keep, num_boundaries)
+    plan = make_plan(layout, keep, _guiding(layout, extra_args.get(TEXT, "all"), extra_args.get(GUIDE, [])))
+    if not plan.drops:
+        return None
+    check_ends_on_text(layout)
+    return plan
+
+
+def _check_keep(keep: Any, num_boundaries: int) -> None:
+    is_list = isinstance(keep, list | tuple) and all(type(share) in (int, float) for share in keep)
+    shares = [1, *keep, 0] if is_list else []
+    if len(shares) != num_boundaries + 2 or not all(later <= earlier for earlier, later in pairwise(shares)):
+        raise SettingsError(KEEP, keep, f"{num_boundaries} numbers from 1 to 0 that do not rise, one per boundary")
+
+
+def _guiding(layout: PromptLayout, text: Any, salient: Any) -> tuple[int, ...]:
+    if text not in TEXT_CHOICES:
+        raise SettingsError(TEXT, text, f"one of {', '.join(TEXT_CHOICES)}")
+    if not isinstance(salient, list | tuple) or not all(type(row) is int for row in salient):
+        raise SettingsError(GUIDE, salient, "a list of prompt rows")
     try:
-        guiding = guiding_rows(layout, text, extra_args.get(GUIDE, ()))
-    except (TypeError, ValueError) as error:
-        raise SettingsError(GUIDE, extra_args.get(GUIDE), f"text rows of the prompt for {TEXT}={text!r}: {error}") from error
-    plan = make_plan(layout, keep, guiding)
-    return plan if plan.drops else None
-
-
-def _check_keep(keep: object, num_boundaries: int) -> None:
-    is_list = isinstance(keep, Sequence) and all(isinstance(k, int | float) for k in keep)
-    if not is_list or len(keep) != num_boundaries or list(keep) != sorted(keep, reverse=True):  # type: ignore[arg-type]
-        raise SettingsError(KEEP, keep, f"{num_boundaries} numbers that do not rise, one per boundary")
-    if any(not 0 <= k <= 1 for k in keep):  # type: ignore[union-attr]
-        raise SettingsError(KEEP, keep, "numbers from 0 to 1")
+        return guiding_rows(layout, text, salient)
+    except ValueError as error:
+        raise SettingsError(GUIDE, salient, f"text rows of the prompt ({error})") from error

@@ -30,6 +30,8 @@ class DuetScheduler(AsyncScheduler):
             # vLLM finishes the requests of this set with one in its next step.
             logger.error("Request %s refused: %s", request.request_id, error)
             self.encoder_cache_mismatch_reqs.add(request.request_id)
+            request.sampling_params = request.sampling_params.clone()
+            request.sampling_params.extra_args = None  # workers, which may still see the request, make no plan either
         super().add_request(request)
 
     def _add_plan(self, request: Request) -> None:
@@ -44,10 +46,17 @@ class DuetScheduler(AsyncScheduler):
         longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
         if longest > self.max_num_scheduled_tokens:
             self.plans.remove(request.request_id)
-            raise SettingsError("prompt and max_tokens", longest, f"at most {self.max_num_scheduled_tokens} tokens in all")
+            raise SettingsError(
+                "prompt and max_tokens", longest, f"at most {self.max_num_scheduled_tokens} tokens in all"
+            )
 
     def _try_schedule_encoder_inputs(
-        self, request: Request, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **kwargs: Any
+        self,
+        request: Request,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        **kwargs: Any,
     ) -> tuple[list[int], int, int, list[int], list[int]]:
         """Which tokens survive is decided by the whole prompt at once: a prefill that drops waits until it fits."""
         scheduled = super()._try_schedule_encoder_inputs(

@@ -30,6 +30,7 @@ class ScheduledRequest:
         """Rows of this step in the segment; a resumed prefill carries its output tokens behind the prompt."""
         if self.plan is None or self.num_computed > 0:
             return self.num_scheduled
+        assert self.num_scheduled >= self.plan.layout.num_tokens, f"a prefill that drops was split: {self}"
         return self.num_scheduled - self.plan.segments[segment_idx].dropped
 
     def dropped(self, segment_idx: int) -> int:
@@ -152,12 +153,6 @@ def _static_rows(request: ScheduledRequest, segment_idx: int) -> np.ndarray:
     return is_kept.nonzero()[0]
 
 
-def _segment_row(plan: RequestPlan, segment_idx: int, row: int) -> int:
-    """A guiding row's place in a segment. The prompt's last row stays the last, even where it is a visual token."""
-    is_last = row == plan.layout.num_tokens - 1
-    return plan.segments[segment_idx].num_tokens - 1 if is_last else text_row(plan, segment_idx, row)
-
-
 class _ScoredRowsBuilder:
     """Collects the requests of which a boundary must choose tokens."""
 
@@ -179,7 +174,7 @@ class _ScoredRowsBuilder:
         # Guiding rows are prompt rows, and no prompt row attends to the outputs behind it.
         self.num_keys.append(old.num_tokens)
         self.key_rows.append(np.arange(start, start + old.num_tokens))
-        self.positions.append(np.array([_segment_row(plan, segment_idx - 1, row) for row in plan.guiding]))
+        self.positions.append(np.array([text_row(plan, segment_idx - 1, row) for row in plan.guiding]))
         self.pools += [(first_key + o.start, len(o), len(n)) for o, n in pools]
         self.targets += [np.arange(new_start + n.start, new_start + n.end) for _, n in pools]
 

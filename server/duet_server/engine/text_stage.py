@@ -1,6 +1,7 @@
 """Stage 2: a Llama-family decoder run segment by segment, dropping visual tokens in between."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,9 +30,7 @@ class SegmentedDecoder:
         self.step = CurrentStep()
         self.norm = decoder.norm
         edges = (0, *boundaries, len(decoder.layers))
-        self.segments = tuple(
-            DecoderSegment(list(decoder.layers[start:end])) for start, end in zip(edges, edges[1:], strict=False)
-        )
+        self.segments = tuple(DecoderSegment(list(decoder.layers[start:end])) for start, end in pairwise(edges))
         for segment_idx, segment in enumerate(self.segments):
             for layer in segment.layers:
                 _check_layer(layer)
@@ -122,6 +121,8 @@ def _score(
 def _check_layer(layer: Any) -> None:
     """Raise if the layer's queries and keys are not norm -> qkv_proj -> rotary_emb, as in Llama."""
     attention = getattr(layer, "self_attn", None)
-    has_all = all(hasattr(attention, name) for name in ("qkv_proj", "rotary_emb", "attn", "q_size", "kv_size", "scaling"))
+    has_all = all(
+        hasattr(attention, name) for name in ("qkv_proj", "rotary_emb", "attn", "q_size", "kv_size", "scaling")
+    )
     if not has_all or not hasattr(layer, "input_layernorm") or hasattr(attention, "q_norm"):
         raise ValueError(f"DUET serves Llama-family decoders; {type(layer).__name__} is none (docs/adding_a_model.md)")

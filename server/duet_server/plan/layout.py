@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from duet_server.plan.errors import SettingsError
+
 TEXT_CHOICES = ("all", "salient", "last")
 
 
@@ -60,6 +62,12 @@ def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> Pro
         touches = bool(pools) and start == pools[-1].end
         pools.append(Span(pools.pop().start if touches else start, end))
     return PromptLayout(num_tokens, tuple(pools))
+
+
+def check_ends_on_text(layout: PromptLayout) -> None:
+    """Raise SettingsError for a prompt whose last row, which must survive to give the first token, could be dropped."""
+    if layout.num_tokens and layout.is_visual(layout.num_tokens - 1):
+        raise SettingsError("messages", "an image at the very end", "text after the last image, for it to be ranked by")
 
 
 def guiding_rows(layout: PromptLayout, text: str, salient: Sequence[int] = ()) -> tuple[int, ...]:

@@ -56,7 +56,9 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
     ) -> Sequence[PromptUpdate]:
         if STAGE1 not in hf_processor_mm_kwargs:
             return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        dominant, contextual, _ = hf_processor_mm_kwargs[STAGE1]
+        counts = hf_processor_mm_kwargs[STAGE1]
+        _check_counts(counts, self.info.get_max_image_tokens())
+        dominant, contextual, _ = counts
         image_token_id = self.info.get_hf_config().image_token_index
         return [
             PromptReplacement(
@@ -94,6 +96,14 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     ) -> torch.Tensor:
         hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         return self.decoder(positions, hidden)
+
+
+def _check_counts(counts: Any, num_patches: int) -> None:
+    """Raise ValueError, in the API's process, for counts that would fail in the engine's."""
+    is_valid = isinstance(counts, list | tuple) and len(counts) == 3 and all(type(count) is int for count in counts)
+    if not is_valid or counts[0] < 1 or min(counts) < 0 or counts[0] - 1 + counts[1] > num_patches:
+        expected = f"[dominant, contextual, cluster_width] with dominant - 1 + contextual at most {num_patches}"
+        raise ValueError(f"{STAGE1} is {counts!r}, expected {expected}")
 
 
 def _counts(field: torch.Tensor | None) -> list[Stage1Counts | None]:

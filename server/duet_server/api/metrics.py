@@ -1,0 +1,63 @@
+"""Prometheus metrics of compression, on vLLM's ``/metrics``.
+
+They live in prometheus_client's default registry, as vLLM's own do: with several API processes, which share
+``PROMETHEUS_MULTIPROC_DIR``, any process's scrape shows the sum over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from prometheus_client import Counter, Histogram
+
+from duet_server.api.errors import Reason
+
+STAGES = ("encoder", "stage1", "llm")
+
+_VISUAL_TOKENS = Counter(
+    "duet_visual_tokens",
+    "Visual tokens after the vision encoder, after stage 1, and averaged over the language model's layers.",
+    ["model_name", "stage"],
+)
+_REQUESTS = Counter("duet_requests", "Accepted chat requests by compression preset.", ["model_name", "preset"])
+_REDUCTION = Histogram(
+    "duet_reduction_ratio",
+    "Share of visual tokens removed from a request with images, averaged over the language model's layers.",
+    ["model_name"],
+    buckets=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 1.0],
+)
+_SAVED = Counter(
+    "duet_kv_token_layers_saved",
+    "Prompt tokens times decoder layers that compression kept out of the KV cache.",
+    ["model_name"],
+)
+_REJECTED = Counter(
+    "duet_rejected_requests", "Requests refused on account of compression, by reason.", ["model_name", "reason"]
+)
+
+
+class CompressionMetrics:
+    """The series of one served model. Those that depend on no request's settings are there from the start, as 0."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self._tokens = [_VISUAL_TOKENS.labels(model_name, stage) for stage in STAGES]
+        self._rejected = {reason: _REJECTED.labels(model_name, reason) for reason in get_args(Reason)}
+        self._reduction = _REDUCTION.labels(model_name)
+        self._saved = _SAVED.labels(model_name)
+
+    def count_request(self, preset: str) -> None:
+        """Count an accepted request, whether it has images or not."""
+        _REQUESTS.labels(self._model_name, preset).inc()
+
+    def count_compression(self, usage: Mapping[str, Any]) -> None:
+        """Count what an accepted request with images saves, from its ``usage.compression``."""
+        tokens, cache = usage["visual_tokens"], usage["kv_cache"]
+        for series, key in zip(self._tokens, ("encoder", "stage1", "layer_average"), strict=True):
+            series.inc(tokens[key])
+        self._reduction.observe(usage["reduction"])
+        self._saved.inc(cache["token_layers_uncompressed"] - cache["token_layers"])
+
+    def count_rejected(self, reason: Reason) -> None:
+        self._rejected[reason].inc()

@@ -1,0 +1,48 @@
+"""From vLLM's configuration of a served model to the shape that plans need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duet_server.plan import DecoderShape, ModelShape, VisionShape
+
+
+def model_shape(vllm_config: Any) -> ModelShape | None:
+    """The served model's shape; None for a model without compression.
+
+    The engine's plugin writes the boundaries into the configuration of every model that it serves with compression, and
+    of no other.
+    """
+    boundaries = vllm_config.additional_config.get("duet", {}).get("boundaries")
+    hf_config = vllm_config.model_config.hf_config
+    if boundaries is None or not hasattr(hf_config, "vision_config"):
+        return None
+    decoder = _decoder_shape(vllm_config.model_config.hf_text_config)
+    return ModelShape(decoder, _vision_shape(hf_config), tuple(boundaries))
+
+
+def _decoder_shape(config: Any) -> DecoderShape:
+    num_heads = config.num_attention_heads
+    return DecoderShape(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=num_heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _vision_shape(config: Any) -> VisionShape:
+    vision = config.vision_config
+    layer = config.vision_feature_layer  # an index into the hidden states, of which the first is the embedding
+    return VisionShape(
+        num_patches=(vision.image_size // vision.patch_size) ** 2,
+        has_cls=vision.model_type == "clip_vision_model",
+        num_layers=layer if layer >= 0 else vision.num_hidden_layers + 1 + layer,
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        patch_size=vision.patch_size,
+        image_size=vision.image_size,
+    )

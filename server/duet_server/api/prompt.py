@@ -1,0 +1,100 @@
+"""A rendered chat prompt seen through its visual spans, and the plan that its settings make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from duet_server.api.errors import invalid_settings
+from duet_server.plan import (
+    CompressionSettings,
+    ModelShape,
+    RequestPlan,
+    SettingsError,
+    check_ends_on_text,
+    compression_usage,
+    make_layout,
+    make_plan,
+)
+
+_TEXT_PARTS = ("text", "input_text")
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """What vLLM's renderer hands to the engine: ``token_ids`` are final, images expanded to their visual tokens.
+
+    ``text`` is the chat template's output, in which an image is one mark; None where the template gave tokens.
+    """
+
+    text: str | None
+    token_ids: Sequence[int]
+    visual_spans: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def from_engine_input(cls, engine_input: Mapping[str, Any]) -> RenderedPrompt:
+        images = engine_input.get("mm_placeholders", {}).get("image", ())
+        spans = tuple((image.offset, image.offset + image.length) for image in images)
+        return cls(engine_input.get("prompt"), engine_input["prompt_token_ids"], spans)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedPrompt:
+    """What a request's settings come to on its prompt. Guiding rows do not change counts; the plan has none."""
+
+    settings: CompressionSettings
+    num_images: int
+    plan: RequestPlan
+
+    @classmethod
+    def make(cls, settings: CompressionSettings, prompt: RenderedPrompt, shape: ModelShape) -> CompressedPrompt:
+        entering = settings.num_entering(shape.vision.num_patches)
+        lengths = [end - start for start, end in prompt.visual_spans]
+        assert all(length == entering for length in lengths), f"{lengths=} {entering=} {settings=}"
+        layout = make_layout(len(prompt.token_ids), prompt.visual_spans)
+        return cls(settings, len(lengths), make_plan(layout, settings.keep, ()))
+
+    @property
+    def drops(self) -> bool:
+        """Whether stage 2 takes anything from this prompt."""
+        return self.plan.drops
+
+    def check_ends_on_text(self) -> None:
+        """Raise RequestRefusedError for a prompt that ends on an image, of which stage 2 could drop the last row."""
+        try:
+            check_ends_on_text(self.plan.layout)
+        except SettingsError as error:
+            raise invalid_settings(error) from error
+
+    def usage(self, shape: ModelShape) -> dict[str, Any]:
+        """``usage.compression``."""
+        return compression_usage(self.settings, shape, self.num_images, self.plan)
+
+
+def user_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The text parts of the user's messages, in the prompt's order."""
+    return [text for message in messages if message.get("role") == "user" for text in _texts(message.get("content"))]
+
+
+def has_part(messages: Sequence[Mapping[str, Any]], part_type: str) -> bool:
+    """Whether any message has a content part of this type."""
+    return any(
+        isinstance(part, Mapping) and (part.get("type") == part_type or part_type in part)
+        for message in messages
+        for part in _parts(message.get("content"))
+    )
+
+
+def _texts(content: object) -> Iterator[str]:
+    for part in _parts(content):
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS:
+            yield part.get("text", "")
+
+
+def _parts(content: object) -> Sequence[object]:
+    if isinstance(content, str):
+        return [content]
+    return content if isinstance(content, list) else []

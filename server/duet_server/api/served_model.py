@@ -1,0 +1,107 @@
+"""What the API knows of the model it serves: shape, limits and defaults, fixed for the life of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+
+from duet_server.api.errors import RequestRefusedError, invalid_settings
+from duet_server.api.model_shape import model_shape
+from duet_server.api.options import CompressionField, ServerOptions
+from duet_server.demo import DEMO_MARK, DEMO_NOTICE
+from duet_server.plan import CompressionSettings, ModelShape, SettingsError, presets, resolve_settings
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """``shape`` is None where the model is served without compression."""
+
+    name: str
+    shape: ModelShape | None
+    default: CompressionField
+    max_reduction: float
+    max_num_batched_tokens: int
+    kv_dtype_bytes: int
+    notice: str | None
+
+    @classmethod
+    def from_config(cls, vllm_config: Any, options: ServerOptions) -> ServedModel:
+        """Raises SettingsError if the default compression cannot be served."""
+        model_config = vllm_config.model_config
+        kv_dtype: torch.dtype = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model_config)
+        served = cls(
+            name=model_config.served_model_name,
+            shape=model_shape(vllm_config),
+            default=options.default,
+            max_reduction=options.max_reduction,
+            max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            kv_dtype_bytes=kv_dtype.itemsize,
+            notice=DEMO_NOTICE if getattr(model_config.hf_config, DEMO_MARK, False) else None,
+        )
+        served._check_default()
+        return served
+
+    def resolve(self, compression: CompressionField | None) -> CompressionSettings | None:
+        """A request's settings; None on a model without compression, where only ``off`` is accepted.
+
+        Raises:
+            RequestRefusedError: for settings that this server cannot serve.
+        """
+        if self.shape is None:
+            if compression not in (None, "off"):
+                raise RequestRefusedError(
+                    "unsupported", "compression", compression, "off: this model is served without compression"
+                )
+            return None
+        try:
+            return resolve_settings(compression, self.shape, default=self.default, max_reduction=self.max_reduction)
+        except SettingsError as error:
+            raise invalid_settings(error) from error
+
+    def describe(self) -> dict[str, Any]:
+        """The body of ``GET /v1/compression``."""
+        about: dict[str, Any] = {"model": self.name, "supported": self.shape is not None}
+        if self.notice:
+            about["notice"] = self.notice
+        if self.shape is None:
+            return about
+        decoder, vision = self.shape.decoder, self.shape.vision
+        return about | {
+            "num_layers": decoder.num_layers,
+            "boundaries": list(self.shape.boundaries),
+            "visual_tokens_per_image": vision.num_patches,
+            "default": self.default,
+            "presets": {name: self._describe_preset(settings) for name, settings in self._presets().items()},
+            "limits": {
+                "max_reduction": self.max_reduction,
+                "max_num_batched_tokens": self.max_num_batched_tokens,
+            },
+        }
+
+    def _presets(self) -> dict[str, CompressionSettings]:
+        """Those that a request may name, that is, within ``max_reduction``."""
+        assert self.shape is not None
+        least = (1 - self.max_reduction) * self.shape.vision.num_patches
+        return {name: p for name, p in presets(self.shape).items() if p.layer_average(self.shape) >= least}
+
+    def _describe_preset(self, settings: CompressionSettings) -> dict[str, Any]:
+        assert self.shape is not None
+        average = settings.layer_average(self.shape)
+        num_patches = self.shape.vision.num_patches
+        counts = {
+            "visual_tokens": settings.num_entering(num_patches),
+            "segments": list(settings.segment_counts(num_patches)),
+            "layer_average": round(average, 4),
+            "reduction": round(1 - average / num_patches, 4),
+        }
+        return {key: value for key, value in settings.as_dict().items() if key != "preset"} | counts
+
+    def _check_default(self) -> None:
+        try:
+            self.resolve(self.default)
+        except RequestRefusedError as error:
+            field = f"--duet-default{error.parameter.removeprefix('compression')}"
+            raise SettingsError(field, error.value, error.expected) from error

