@@ -1,0 +1,101 @@
+"""A server in a process of its own, reached over HTTP as its users reach it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_SECONDS = 300
+SMALL = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--kv-cache-memory-bytes", "134217728")
+STOCK = "none"  # of VLLM_PLUGINS: vLLM loads no plugin of this name, and so none at all
+
+
+class RunningServer:
+    """``ask`` waits for the answer; ``client`` is for everything else."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.base_url = f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.base_url, timeout=120)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()[-4000:]}"
+            try:
+                if self.client.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        raise TimeoutError(f"no /health within {START_SECONDS} s:\n{self.log.read_text()[-4000:]}")
+
+    def ask(self, content: Any, **fields: Any) -> dict[str, Any]:
+        """Greedy chat completion of one user message, 12 tokens whatever they are, with their ids."""
+        response = self.client.post("/v1/chat/completions", json=chat(content, **fields))
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+def chat(content: Any, **fields: Any) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 12,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        **fields,
+    }
+
+
+def picture_and_text(picture: Path, text: str) -> list[dict[str, Any]]:
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+    return [image, {"type": "text", "text": text}]
+
+
+def token_ids(answer: dict[str, Any]) -> list[int]:
+    return answer["choices"][0]["token_ids"]
+
+
+@contextmanager
+def running_server(log: Path, words: Sequence[str], **environment: str) -> Iterator[RunningServer]:
+    """``words`` follow ``python -m``; the server gets a free port and no colours."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", *words, "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    server = RunningServer(process, port, log)
+    try:
+        server.wait()
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def duet_server(log: Path, checkpoint: Path, *flags: str) -> Any:
+    return running_server(log, ["duet_server.cli", "serve", str(checkpoint), *SMALL, *flags])
+
+
+def stock_server(log: Path, checkpoint: Path, *flags: str) -> Any:
+    """The pinned vLLM without our plugin, by its module: its CPU wheel's own command does not start."""
+    words = ["vllm.entrypoints.openai.api_server", "--model", str(checkpoint), *SMALL, *flags]
+    return running_server(log, words, VLLM_PLUGINS=STOCK)

@@ -1,0 +1,64 @@
+"""The authors' tokens through a running server: pictures as data URLs, alone and among others."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_cases
+from tests.serving.running_server import RunningServer, duet_server, picture_and_text, token_ids
+
+TEXT = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module", params=MODEL_NAMES)
+def model(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    with duet_server(tmp_path_factory.mktemp("server") / "log", checkpoint_path(model)) as server:
+        yield server
+
+
+def compression(case: GoldenCase) -> dict[str, Any]:
+    """The salient words of the one case that has them are what the server's own rule finds."""
+    return {
+        "dominant": case.dominant,
+        "contextual": case.contextual,
+        "cluster_width": case.cluster_width,
+        "keep": case.keep,
+        "text": "all" if case.salient_prompt_indices is None else "salient",
+    }
+
+
+def ask(server: RunningServer, case: GoldenCase) -> dict[str, Any]:
+    return server.ask(picture_and_text(case.picture_path, case.question), compression=compression(case))
+
+
+def test_each_case_alone(server, model):
+    for case in golden_cases(model):
+        answer = ask(server, case)
+        assert token_ids(answer) == case.tokens, case
+        assert answer["usage"]["prompt_tokens"] == case.prefill_len
+        usage = answer["usage"]["compression"]
+        num_text = case.prefill_len - case.num_entering
+        per_layer = [case.kv_lens_per_layer[idx] - num_text for idx in (0, *case.boundaries)]
+        assert usage["visual_tokens"]["segments"] == per_layer, case
+        assert usage["kv_cache"]["token_layers"] == sum(case.kv_lens_per_layer), case
+
+
+def test_all_cases_at_once_with_others_among_them(server, model):
+    cases = golden_cases(model)
+    plain = picture_and_text(cases[0].picture_path, cases[0].question)
+    expected_plain, expected_text = token_ids(server.ask(plain)), token_ids(server.ask(TEXT))
+    assert expected_plain != cases[0].tokens
+    with ThreadPoolExecutor(32) as pool:
+        for _ in range(2):
+            served = [pool.submit(ask, server, case) for case in cases]
+            others = [pool.submit(server.ask, plain), pool.submit(server.ask, TEXT, compression="aggressive")]
+            assert [token_ids(answer.result()) for answer in served] == [case.tokens for case in cases]
+            assert [token_ids(answer.result()) for answer in others] == [expected_plain, expected_text]

@@ -1,0 +1,18 @@
+"""Two tensor-parallel ranks keep the same tokens and answer alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.golden_cases import MODEL_NAMES, checkpoint_path, golden_cases
+from tests.serving.running_server import duet_server, picture_and_text, token_ids
+from tests.serving.test_golden_http import ask, compression
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_golden_tokens_on_two_ranks(tmp_path, model):
+    with duet_server(tmp_path / "log", checkpoint_path(model), "--tensor-parallel-size", "2") as server:
+        for case in golden_cases(model):
+            assert token_ids(ask(server, case)) == case.tokens, (case, compression(case))
+        plain = picture_and_text(golden_cases(model)[0].picture_path, "What is it?")
+        assert token_ids(server.ask(plain * 2, compression={"keep": [0.5, 0.25]}))
