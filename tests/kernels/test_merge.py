@@ -187,7 +187,7 @@ def test_equally_near_anchors_give_the_member_to_the_first(metric_row: list[floa
 def test_counts_that_do_not_fit_are_refused(settings: tuple[int, int, int]):
     score, metric = random_inputs(2, 4)
 
-    with pytest.raises(AssertionError, match="dominant|contextual|width"):
+    with pytest.raises(AssertionError, match=r"dominant|contextual|width"):
         select_and_merge(one_hot(2, 4), score, metric, [(1, 0, 1), settings])
 
 

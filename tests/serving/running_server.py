@@ -91,8 +91,8 @@ def running_server(log: Path, words: Sequence[str], **environment: str) -> Itera
             process.kill()
 
 
-def duet_server(log: Path, checkpoint: Path, *flags: str) -> Any:
-    return running_server(log, ["duet_server.cli", "serve", str(checkpoint), *SMALL, *flags])
+def duet_server(log: Path, checkpoint: Path, *flags: str, **environment: str) -> Any:
+    return running_server(log, ["duet_server.cli", "serve", str(checkpoint), *SMALL, *flags], **environment)
 
 
 def stock_server(log: Path, checkpoint: Path, *flags: str) -> Any:

@@ -11,7 +11,9 @@ from tests.serving.test_golden_http import ask, compression
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
 def test_golden_tokens_on_two_ranks(tmp_path, model):
-    with duet_server(tmp_path / "log", checkpoint_path(model), "--tensor-parallel-size", "2") as server:
+    # Left alone, vLLM wants a memory node for every rank.
+    bind = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with duet_server(tmp_path / "log", checkpoint_path(model), "--tensor-parallel-size", "2", **bind) as server:
         for case in golden_cases(model):
             assert token_ids(ask(server, case)) == case.tokens, (case, compression(case))
         plain = picture_and_text(golden_cases(model)[0].picture_path, "What is it?")
