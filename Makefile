@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make install` fills; CI calls these same targets.
 PYTHON ?= python3
-DEVICE ?= auto
+DEVICE ?= cpu
 MODEL  ?=
 ARGS   ?=
 
@@ -18,7 +18,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: $(STAMP) ## Install everything into .venv (for the GPU where there is one, else for the CPU)
+install: $(STAMP) ## Install everything into .venv (for the CPU: the engine does not serve on GPUs yet)
 	@:
 
 $(STAMP): pyproject.toml scripts/install.py scripts/torchvision_operators.py

@@ -1,7 +1,7 @@
 """The operations of DUET's two stages: plain torch, batched over images and requests, one file an operation.
 
 Every function here is a reference: float32 accumulation, ties to the lower index, no loop over tokens or requests,
-and no device-to-host copy, so that the same code runs inside a GPU step.
+and no device-to-host copy, on which a GPU would wait.
 """
 
 from duet_kernels.cls_score import cls_score

@@ -34,7 +34,7 @@ def config(duet, vision_feature_layer=-2, **text):
 
 
 def test_llava_7b():
-    assert model_shape(config({"boundaries": [16, 24]})) == ModelShape(
+    assert model_shape(config({"served": True, "boundaries": [16, 24]})) == ModelShape(
         DecoderShape(32, 4096, 11008, 32, 32, 128, 32064),
         VisionShape(576, True, 23, 1024, 4096, 14, 336),
         (16, 24),
@@ -42,15 +42,18 @@ def test_llava_7b():
 
 
 def test_grouped_query_attention():
-    shape = model_shape(config({"boundaries": []}, num_key_value_heads=8, head_dim=64))
+    shape = model_shape(config({"served": True, "boundaries": []}, num_key_value_heads=8, head_dim=64))
     assert (shape.decoder.num_kv_heads, shape.decoder.head_dim) == (8, 64)
 
 
 @pytest.mark.parametrize(("layer", "num_layers"), [(-1, 24), (-2, 23), (22, 22)])
 def test_the_tower_runs_up_to_the_selected_layer(layer, num_layers):
-    assert model_shape(config({"boundaries": []}, vision_feature_layer=layer)).vision.num_layers == num_layers
+    assert (
+        model_shape(config({"served": True, "boundaries": []}, vision_feature_layer=layer)).vision.num_layers
+        == num_layers
+    )
 
 
-@pytest.mark.parametrize("duet", [None, {"other": 1}])
-def test_without_boundaries_there_is_no_compression(duet):
+@pytest.mark.parametrize("duet", [None, {"other": 1}, {"boundaries": [16, 24]}])
+def test_a_model_that_the_engine_does_not_compress(duet):
     assert model_shape(config(duet)) is None

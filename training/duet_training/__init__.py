@@ -1,1 +1,1 @@
-"""Fine-tuning with both of DUET's stages in the loop, on Hugging Face models."""
+"""DUET's two stages on a Hugging Face LLaVA, differentiable: the reference that the engine is tested against."""

@@ -10,15 +10,14 @@ from duet_server.plan import DecoderShape, ModelShape, VisionShape
 def model_shape(vllm_config: Any) -> ModelShape | None:
     """The served model's shape; None for a model without compression.
 
-    The engine's plugin writes the boundaries into the configuration of every model that it serves with compression, and
-    of no other.
+    The engine's plugin marks the configuration of every model that it serves with compression, and of no other.
     """
-    boundaries = vllm_config.additional_config.get("duet", {}).get("boundaries")
-    hf_config = vllm_config.model_config.hf_config
-    if boundaries is None or not hasattr(hf_config, "vision_config"):
+    duet = vllm_config.additional_config.get("duet", {})
+    if not duet.get("served"):
         return None
+    hf_config = vllm_config.model_config.hf_config
     decoder = _decoder_shape(vllm_config.model_config.hf_text_config)
-    return ModelShape(decoder, _vision_shape(hf_config), tuple(boundaries))
+    return ModelShape(decoder, _vision_shape(hf_config), tuple(duet["boundaries"]))
 
 
 def _decoder_shape(config: Any) -> DecoderShape:

@@ -31,8 +31,7 @@ class SegmentAttention(Attention):
 
     def __init__(self, attention: Attention, segment_idx: int, step: CurrentStep, vllm_config: VllmConfig) -> None:
         name = attention.layer_name
-        if attention.sliding_window is not None or attention.has_sink or attention.kv_sharing_target_layer_name:
-            raise ValueError(f"{name}: DUET serves full attention only, without sliding windows, sinks or shared KV")
+        _check_plain(attention)
         del vllm_config.compilation_config.static_forward_context[name]  # super().__init__ registers it again
         super().__init__(
             attention.num_heads,
@@ -51,6 +50,20 @@ class SegmentAttention(Attention):
         spec = super().get_kv_cache_spec(vllm_config)
         assert spec is not None
         return SegmentSpec(**vars(spec), segment_idx=self.segment_idx)
+
+
+def _check_plain(attention: Attention) -> None:
+    """Raise for attention that is more than a causal softmax over all keys: it could not be built anew."""
+    extras = {
+        "a sliding window": attention.sliding_window is not None,
+        "sinks": attention.has_sink,
+        "a shared KV cache": attention.kv_sharing_target_layer_name is not None,
+        "a logit soft cap": bool(getattr(attention.impl, "logits_soft_cap", None)),
+        "ALiBi": getattr(attention.impl, "alibi_slopes", None) is not None,
+    }
+    found = [name for name, present in extras.items() if present]
+    if found:
+        raise ValueError(f"{attention.layer_name} has {' and '.join(found)}: DUET serves plain causal attention only")
 
 
 @functools.lru_cache

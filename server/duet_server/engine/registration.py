@@ -41,6 +41,7 @@ def _set_boundaries(vllm_config: VllmConfig) -> None:
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     duet = dict(vllm_config.additional_config.get("duet", {}))
     boundaries = duet.get("boundaries")
+    duet["served"] = True  # the API's sign that the engine compresses this model
     duet["boundaries"] = list(
         default_boundaries(num_layers) if boundaries is None else check_boundaries(boundaries, num_layers)
     )

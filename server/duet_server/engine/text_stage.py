@@ -124,5 +124,6 @@ def _check_layer(layer: Any) -> None:
     has_all = all(
         hasattr(attention, name) for name in ("qkv_proj", "rotary_emb", "attn", "q_size", "kv_size", "scaling")
     )
-    if not has_all or not hasattr(layer, "input_layernorm") or hasattr(attention, "q_norm"):
+    scales_queries = hasattr(attention, "q_norm") or getattr(attention, "do_llama_4_scaling", False)
+    if not has_all or not hasattr(layer, "input_layernorm") or scales_queries:
         raise ValueError(f"DUET serves Llama-family decoders; {type(layer).__name__} is none (docs/adding_a_model.md)")

@@ -1,4 +1,7 @@
-"""Everything the engine borrows from vLLM's unstable insides, pinned to vLLM 0.32.0. The rest imports from here."""
+"""What the engine borrows from vLLM's unstable insides, pinned to vLLM 0.32.0; its other modules import from here.
+
+Only what is extended in one place is imported there: in ``models/``, ``registration.py`` and ``worker_cpu.py``.
+"""
 
 from vllm.config import VllmConfig
 from vllm.distributed import (

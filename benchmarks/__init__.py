@@ -1,0 +1,1 @@
+"""Measurements of duet-server; results are kept in ``results/``."""

@@ -1,0 +1,113 @@
+"""Starting and stopping the servers under test, with the same flags for both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ServerKind = Literal["stock", "duet"]
+MODEL_NAME = "benchmark"
+START_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFlags:
+    """What both servers are started with."""
+
+    checkpoint: Path
+    kv_cache_bytes: int
+    block_size: int
+    enforce_eager: bool
+
+    def as_words(self) -> list[str]:
+        words = ["--served-model-name", MODEL_NAME, "--dtype", "float32", "--no-enable-prefix-caching"]
+        words += ["--max-model-len", "2048", "--max-num-batched-tokens", "2048"]
+        words += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes), "--block-size", str(self.block_size)]
+        # Every picture is new to the server, as its first one is.
+        words += ["--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 1}']
+        return [*words, "--enforce-eager"] if self.enforce_eager else words
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that answers."""
+
+    kind: ServerKind
+    url: str
+
+    def metrics(self) -> str:
+        """Prometheus's text, as the server shows it now."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
+            return response.read().decode()
+
+    def block_pool(self) -> tuple[int, int]:
+        """Number and size, in tokens, of the KV cache's blocks."""
+        info = next(line for line in self.metrics().splitlines() if line.startswith("vllm:cache_config_info{"))
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
+        return int(labels["num_gpu_blocks"]), int(labels["block_size"])
+
+
+@contextlib.contextmanager
+def running_server(kind: ServerKind, flags: ServerFlags, log: Path) -> Iterator[Server]:
+    """Start a server, wait until it answers, and stop it with all that it started.
+
+    Raises:
+        RuntimeError: if it does not come up; with the end of its log.
+    """
+    port = _free_port()
+    environment = {**os.environ, "VLLM_PLUGINS": {"stock": "none", "duet": "duet"}[kind]}
+    command = [*_command(kind, flags), "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        server = Server(kind, f"http://127.0.0.1:{port}")
+        _wait_until_healthy(server, process, log)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _command(kind: ServerKind, flags: ServerFlags) -> list[str]:
+    model = str(flags.checkpoint)
+    if kind == "stock":  # vLLM's own command does not start in every build
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *flags.as_words()]
+    return [sys.executable, "-m", "duet_server.cli", "serve", model, *flags.as_words()]
+
+
+def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
+            return
+        time.sleep(0.5)
+    tail = log.read_text(errors="replace")[-3000:]
+    raise RuntimeError(f"the {server.kind} server did not start (exit status {process.poll()}):\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """The server's own shutdown first; then whatever of its process group is left."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,161 @@
+"""Both stages' own time as a share of the uncompressed prefill: ``python -m benchmarks.stages``.
+
+An engine inside this process serves the same requests uncompressed and under each preset, a few at a time. Clocks
+around the stages' functions, as the engine calls them, give their time; clocks around the model the prefill's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.model import SHAPE, write_checkpoint
+from duet_server.plan import CompressionSettings, presets
+
+# (stage, module, function); each looked up where the engine calls it. What chooses nothing (off) calls none of them.
+STAGE_FUNCTIONS = (
+    ("stage1", "duet_server.engine.vision_stage", "cls_score"),
+    ("stage1", "duet_server.engine.models.llava", "cut"),
+    ("stage2", "duet_server.engine.step_layout", "_boundary_rows"),
+    ("stage2", "duet_server.engine.text_stage", "surviving_rows"),
+    ("stage2", "duet_server.engine.text_stage", "gather_rows"),
+)
+MODEL_METHODS = ("embed_multimodal", "forward")
+NAMES = ("stage1", "stage2", "model")
+IMAGE_TOKEN_ID = 4
+
+
+class Clocks:
+    """Seconds spent in wrapped functions, by name. The functions must not nest under one name."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def wrap(self, name: str, owner: Any, attribute: str) -> None:
+        """Put a clock around ``owner.attribute``, for good."""
+        function: Callable[..., Any] = getattr(owner, attribute)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._seconds[name] += time.perf_counter() - start
+
+        setattr(owner, attribute, timed)
+
+    def take(self) -> dict[str, float]:
+        """What has gathered since the last call."""
+        seconds, self._seconds = self._seconds, defaultdict(float)
+        return dict(seconds)
+
+
+def measure_stages(
+    checkpoint: Path, modes: Sequence[str], *, num_text: int, batch_size: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """By mode the medians over rounds: each stage's time, and the whole prefill's, by that of the uncompressed prefill.
+
+    Args:
+        checkpoint: the benchmark's model.
+        modes: names of presets.
+        num_text: text tokens of a prompt.
+        batch_size: requests prefilled together.
+        rounds: how often; each times the uncompressed prefill again.
+    """
+    clocks, llm = Clocks(), _engine(checkpoint)
+    _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
+    settings = presets(SHAPE)
+    rng = np.random.default_rng(0)
+    shares: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
+    for round_idx in range(-1, rounds):  # the first one warms up
+        uncompressed = _prefill(llm, clocks, settings["off"], num_text, batch_size, rng)["model"]
+        for mode in modes:
+            seconds = _prefill(llm, clocks, settings[mode], num_text, batch_size, rng)
+            if round_idx >= 0:
+                shares[mode].append({name: seconds.get(name, 0.0) / uncompressed for name in NAMES})
+    return {mode: {name: statistics.median(s[name] for s in shares[mode]) for name in NAMES} for mode in modes}
+
+
+def _engine(checkpoint: Path) -> Any:
+    os.environ |= {"VLLM_PLUGINS": "duet", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    from vllm import LLM
+
+    return LLM(
+        str(checkpoint),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=2048,
+        max_num_batched_tokens=4096,
+        kv_cache_memory_bytes=1 << 30,
+        enable_prefix_caching=False,
+        mm_processor_cache_gb=0,
+    )
+
+
+def _wrap(clocks: Clocks, model: Any) -> None:
+    from importlib import import_module
+
+    for stage, module, function in STAGE_FUNCTIONS:
+        clocks.wrap(stage, import_module(module), function)
+    for method in MODEL_METHODS:
+        clocks.wrap("model", type(model), method)
+
+
+def _prefill(
+    llm: Any, clocks: Clocks, settings: CompressionSettings, num_text: int, batch_size: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Seconds by name that one batch takes up to its first tokens."""
+    from vllm import SamplingParams
+
+    clocks.take()
+    # Every text token guides: more than the salient ones of a real question, so stage 2's share is an upper bound.
+    drops = {"duet_keep": list(settings.keep), "duet_text": "all"} if settings.drops else None
+    sampling = SamplingParams(temperature=0, max_tokens=1, extra_args=drops)
+    llm.generate([_prompt(settings, num_text, rng) for _ in range(batch_size)], sampling, use_tqdm=False)
+    return clocks.take()
+
+
+def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generator) -> dict[str, Any]:
+    from PIL import Image
+
+    size = SHAPE.vision.image_size
+    text = [int(token) for token in rng.integers(40, 200, num_text)]
+    prompt: dict[str, Any] = {
+        "prompt_token_ids": [*text[:8], IMAGE_TOKEN_ID, *text[8:]],
+        "multi_modal_data": {"image": Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))},
+    }
+    if settings.dominant is not None:
+        stage1 = [settings.dominant, settings.contextual, settings.cluster_width or 0]
+        prompt["mm_processor_kwargs"] = {"duet_stage1": stage1}
+    return prompt
+
+
+def main() -> None:
+    """Print the shares as the last line, in JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="the benchmark's model (by default it is written first)")
+    parser.add_argument("--modes", nargs="+", default=["light", "balanced", "aggressive"], metavar="PRESET")
+    parser.add_argument("--num-text", type=int, default=64, help="text tokens of a prompt (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="requests prefilled together (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = args.checkpoint or write_checkpoint(Path(directory))
+        shares = measure_stages(
+            checkpoint, args.modes, num_text=args.num_text, batch_size=args.batch_size, rounds=args.rounds
+        )
+    print(json.dumps(shares), flush=True)
+
+
+if __name__ == "__main__":
+    main()
