@@ -63,7 +63,7 @@ def running_server(kind: ServerKind, flags: ServerFlags, log: Path) -> Iterator[
     """Start a server, wait until it answers, and stop it with all that it started.
 
     Raises:
-        RuntimeError: if it does not come up; with the end of its log.
+        RuntimeError: if it does not come up. Whatever is raised carries the end of its log.
     """
     port = _free_port()
     environment = {**os.environ, "VLLM_PLUGINS": {"stock": "none", "duet": "duet"}[kind]}
@@ -74,8 +74,11 @@ def running_server(kind: ServerKind, flags: ServerFlags, log: Path) -> Iterator[
         )
     try:
         server = Server(kind, f"http://127.0.0.1:{port}")
-        _wait_until_healthy(server, process, log)
+        _wait_until_healthy(server, process)
         yield server
+    except Exception as error:
+        error.add_note(f"the end of the {kind} server's log:\n{_tail(log)}")
+        raise
     finally:
         _stop(process)
 
@@ -87,14 +90,17 @@ def _command(kind: ServerKind, flags: ServerFlags) -> list[str]:
     return [sys.executable, "-m", "duet_server.cli", "serve", model, *flags.as_words()]
 
 
-def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
             return
         time.sleep(0.5)
-    tail = log.read_text(errors="replace")[-3000:]
-    raise RuntimeError(f"the {server.kind} server did not start (exit status {process.poll()}):\n{tail}")
+    raise RuntimeError(f"the {server.kind} server did not start (exit status {process.poll()})")
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-8000:]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

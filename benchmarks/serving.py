@@ -143,9 +143,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         checkpoint.mkdir()
         write_checkpoint(checkpoint)
         benchmark = Benchmark(args, Client(checkpoint, args.concurrency), Path(directory) / "servers.log")
-        stock, duet = benchmark.alternate()
         capacity = benchmark.capacity() if args.capacity else {}
         stages = benchmark.stages() if args.stages and set(args.modes) - {"off"} else {}
+        stock, duet = benchmark.alternate()
     off = request_cost("off")
     modes = {mode: compare(duet, stock, mode, request_cost(mode), off) for mode in args.modes}
     for key, entries in (("capacity", capacity), ("stages", stages)):

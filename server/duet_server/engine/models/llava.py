@@ -24,6 +24,13 @@ STAGE1 = "duet_stage1"  # in mm_processor_kwargs: [dominant, contextual, cluster
 OFF = (0, 0, 0)
 
 
+class DuetLlavaProcessingInfo(LlavaProcessingInfo):
+    """Sizes vLLM's encoder budget, so that no image's tokens are more than it could ever schedule."""
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {"image": self.get_max_image_tokens() + 1}  # stage 1 may keep every patch, and CLS besides
+
+
 class DuetLlavaProcessor(LlavaMultiModalProcessor):
     """Carries stage 1's counts with every image, so that vLLM's caches keep the settings apart by themselves."""
 
@@ -68,7 +75,7 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    DuetLlavaProcessor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+    DuetLlavaProcessor, info=DuetLlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
 class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """Weights, processor and outputs of vLLM's LLaVA; with nothing to drop it computes the same."""
