@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
+from duet_training.modeling import DuetLlava
 from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_cases
-from tests.serving.running_server import RunningServer, duet_server, picture_and_text, token_ids
+from tests.serving.running_server import RunningServer, chat, duet_server, picture_and_text, token_ids
 
 TEXT = "What is the capital of France?"
 
@@ -62,3 +64,26 @@ def test_all_cases_at_once_with_others_among_them(server, model):
             others = [pool.submit(server.ask, plain), pool.submit(server.ask, TEXT, compression="aggressive")]
             assert [token_ids(answer.result()) for answer in served] == [case.tokens for case in cases]
             assert [token_ids(answer.result()) for answer in others] == [expected_plain, expected_text]
+
+
+def test_pictures_over_several_turns(server, model):
+    """A picture in each of two turns, ranked apart; against the Hugging Face implementation on the same prompt."""
+    first, second = golden_cases(model)[:2]
+    messages = [
+        {"role": "user", "content": picture_and_text(first.picture_path, first.question)},
+        {"role": "assistant", "content": "A circle."},
+        {"role": "user", "content": picture_and_text(second.picture_path, "And here? " + second.question)},
+    ]
+    settings = {"dominant": 30, "contextual": 6, "cluster_width": 4, "keep": [0.5, 0.25]}
+    body = chat("", messages=messages, compression={**settings, "text": "all"})
+    answer = server.client.post("/v1/chat/completions", json=body).json()
+    assert answer["usage"]["compression"]["visual_tokens"]["segments"] == [72, 36, 18]
+    expected = DuetLlava.from_pretrained(checkpoint_path(model)).generate(
+        answer["prompt_token_ids"],
+        [torch.tensor(case.pixel_values) for case in (first, second)],
+        max_new_tokens=12,
+        boundaries=first.boundaries,
+        guiding_rows="all",
+        **settings,
+    )
+    assert token_ids(answer) == expected.tokens
