@@ -2,6 +2,8 @@
 
 import torch
 
+MAX_LOGITS = 1 << 24  # at a time, over all requests and heads: 64 MiB
+
 
 def guided_score(
     query: torch.Tensor,
@@ -33,18 +35,20 @@ def guided_score(
     num_kv_heads = key.shape[1]
     query_index, query_mask = _pad(cu_queries, max_queries)  # [R, Q]
     key_index, key_mask = _pad(cu_keys, max_keys)  # [R, K]
-    padded_query = query[query_index].float().unflatten(2, (num_kv_heads, -1))  # [R, Q, KV, G, d]
     padded_key = key[key_index].float()  # [R, K, KV, d]
-    visible = key_mask[:, None, :] & (
-        torch.arange(max_keys, device=key.device) <= query_positions[query_index][..., None]
-    )
+    # Padded guiding rows see the first key at least, so that no softmax is empty; their weight is zero.
+    weights = query_mask.float() / query_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [R, Q]
 
-    logits = torch.einsum("rqhgd,rkhd->rhgqk", padded_query, padded_key) * scale
-    logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
-    # Padded guiding rows of short requests see their padding's neighbour at least; they are weighted out below.
-    weights = query_mask.float() / query_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    padded_score = torch.einsum("rhgqk,rq->rk", logits.softmax(dim=-1), weights) / query.shape[1]
-    return padded_score.flatten().index_select(0, _unpad(cu_keys, max_keys, key.shape[0]))
+    num_requests = key_index.shape[0]
+    block = max(1, MAX_LOGITS // (num_requests * query.shape[1] * max_keys))
+    padded_score = padded_key.new_zeros(num_requests, max_keys)
+    for rows, row_weights in zip(query_index.split(block, dim=1), weights.split(block, dim=1), strict=True):
+        padded_query = query[rows].float().unflatten(2, (num_kv_heads, -1))  # [R, block, KV, G, d]
+        visible = torch.arange(max_keys, device=key.device) <= query_positions[rows][..., None]
+        logits = torch.einsum("rqhgd,rkhd->rhgqk", padded_query, padded_key) * scale
+        logits = logits.masked_fill(~(visible & key_mask[:, None])[:, None, None], -torch.inf)
+        padded_score += torch.einsum("rhgqk,rq->rk", logits.softmax(dim=-1), row_weights)
+    return (padded_score / query.shape[1]).flatten().index_select(0, _unpad(cu_keys, max_keys, key.shape[0]))
 
 
 def _pad(cu: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,7 +51,7 @@ def test_a_default_is_refused_there_too():
         model_config=model_config,
         additional_config={},
         cache_config=SimpleNamespace(cache_dtype="fp8"),
-        scheduler_config=SimpleNamespace(max_num_batched_tokens=1),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=1, max_num_scheduled_tokens=None),
     )
     assert ServedModel.from_config(config, ServerOptions("off", 0.97)).kv_dtype_bytes == 1
     with pytest.raises(SettingsError, match=r"^--duet-default is 'light', expected off"):

@@ -284,16 +284,17 @@ def test_a_step_in_numbers():
     assert view.slot_mapping.tolist() == [20, 21, 22, 23, 4, 5, 8]
     (boundary,) = layout.boundaries
     assert boundary.rows[[0, 1, 4, 5, 6]].tolist() == [0, 1, 8, 9, 10]
-    assert boundary.scored.key_rows.tolist() == list(range(10))
-    assert boundary.scored.guiding_keys.tolist() == boundary.scored.query_positions.tolist() == [8, 9]
-    assert boundary.scored.targets.tolist() == [2, 3]
+    (scored,) = boundary.scored
+    assert scored.key_rows.tolist() == list(range(10))
+    assert scored.guiding_keys.tolist() == scored.query_positions.tolist() == [8, 9]
+    assert scored.targets.tolist() == [2, 3]
 
 
 def test_pools_that_stay_or_go_whole_are_not_scored():
     requests = [Request(9, 9, pools=((2, 8),), keep=(0.0,)), Request(5, 5)]
     (boundary,) = StepLayout([request.planned(2) for request in requests], 2, torch.device("cpu")).boundaries
 
-    assert boundary.scored is None
+    assert boundary.scored == ()
     assert boundary.rows.tolist() == [0, 1, 8, 9, 10, 11, 12, 13]
 
 
@@ -349,10 +350,10 @@ def test_the_authors_rows_go_on(case: GoldenCase):
     for segment_idx, (boundary, rows) in enumerate(zip(layout.boundaries, case.kept_rows_per_stage, strict=True), 1):
         if boundary is None:
             assert rows == list(range(layout.segment(segment_idx).num_rows))
-        elif boundary.scored is None:
+        elif not boundary.scored:
             assert boundary.rows.tolist() == rows
         else:
-            scored = boundary.scored
+            (scored,) = boundary.scored
             score = torch.isin(scored.key_rows, torch.tensor(rows)).float()
             kept = keep_highest(
                 score, scored.pool_start, scored.pool_length, scored.num_keep, scored.max_pool, len(scored.targets)

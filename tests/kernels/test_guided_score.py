@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 import torch
@@ -179,3 +180,11 @@ def test_the_number_of_rows_needs_no_data():
     ]
 
     assert guided_score(batch.query.to("meta"), batch.key.to("meta"), *offsets, 5, 29, 0.5).shape == (50,)
+
+
+def test_blocks_of_guiding_rows_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
+    """A block holds one row of every request here; the scores stay those of all rows at once."""
+    batch = random_batch(*RAGGED)
+    expected = batch.score()
+    monkeypatch.setattr(import_module("duet_kernels.guided_score"), "MAX_LOGITS", 1)
+    torch.testing.assert_close(batch.score(), expected, atol=1e-6, rtol=1e-6)

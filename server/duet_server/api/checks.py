@@ -27,7 +27,12 @@ def check_request(request: DuetChatCompletionRequest) -> None:
 
 
 def fit_max_tokens(
-    request: DuetChatCompletionRequest, num_prompt_tokens: int, limit: int, max_model_len: int, defaults: dict[str, Any]
+    request: DuetChatCompletionRequest,
+    num_prompt_tokens: int,
+    limit: int,
+    max_model_len: int,
+    defaults: dict[str, Any],
+    server_max_tokens: int | None = None,
 ) -> None:
     """See that prompt and answer of a request that drops tokens fit one engine step.
 
@@ -40,6 +45,7 @@ def fit_max_tokens(
         limit: the engine's ``max_num_batched_tokens``.
         max_model_len: the engine's context length.
         defaults: the server's default sampling parameters.
+        server_max_tokens: what the server caps every answer to, as vLLM does by its generation configuration.
     """
     room = limit - num_prompt_tokens
     if room < 1:
@@ -47,7 +53,7 @@ def fit_max_tokens(
         raise RequestRefusedError("too_long", "messages", num_prompt_tokens, expected)
     field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     asked = vars(request)[field]  # as an attribute, max_tokens warns that OpenAI has deprecated it
-    num_answer_tokens = get_max_tokens(max_model_len, asked, num_prompt_tokens, defaults)
+    num_answer_tokens = get_max_tokens(max_model_len, asked, num_prompt_tokens, defaults, server_max_tokens)
     if num_answer_tokens <= room:
         return
     if asked is not None:

@@ -30,14 +30,14 @@ class ServedModel:
     @classmethod
     def from_config(cls, vllm_config: Any, options: ServerOptions) -> ServedModel:
         """Raises SettingsError if the default compression cannot be served."""
-        model_config = vllm_config.model_config
+        model_config, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         kv_dtype: torch.dtype = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model_config)
         served = cls(
             name=model_config.served_model_name,
             shape=model_shape(vllm_config),
             default=options.default,
             max_reduction=options.max_reduction,
-            max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            max_num_batched_tokens=scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens,
             kv_dtype_bytes=kv_dtype.itemsize,
             notice=DEMO_NOTICE if getattr(model_config.hf_config, DEMO_MARK, False) else None,
         )

@@ -22,10 +22,8 @@ from duet_server.api.schema import DuetChatCompletionRequest
 from duet_server.api.served_model import ServedModel
 from duet_server.api.usage import with_usage, with_usage_chunk
 from duet_server.engine.guiding import salient_rows
+from duet_server.engine.request_plans import GUIDE, KEEP, STAGE1, TEXT
 from duet_server.plan import CompressionSettings
-
-STAGE1 = "duet_stage1"
-KEEP, TEXT, GUIDE = "duet_keep", "duet_text", "duet_guide"
 
 
 class DuetServingChat(OpenAIServingChat):
@@ -61,7 +59,7 @@ class DuetServingChat(OpenAIServingChat):
         (engine_input,) = result[1]
         try:
             compressed = self._compress(request, settings, engine_input)
-        except RequestRefusedError:
+        except Exception:
             self._forget_images(engine_input)
             raise
         if compressed is not None and (compressed.num_images or request.compression is not None):
@@ -136,7 +134,9 @@ class DuetServingChat(OpenAIServingChat):
 
     def _fit_max_tokens(self, request: DuetChatCompletionRequest, num_prompt_tokens: int) -> None:
         limit, max_model_len = self.served.max_num_batched_tokens, self.model_config.max_model_len
-        fit_max_tokens(request, num_prompt_tokens, limit, max_model_len, self.default_sampling_params)
+        fit_max_tokens(
+            request, num_prompt_tokens, limit, max_model_len, self.default_sampling_params, self.override_max_tokens
+        )
 
     def _stage2_args(
         self, request: DuetChatCompletionRequest, settings: CompressionSettings, prompt: RenderedPrompt

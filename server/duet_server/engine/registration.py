@@ -51,10 +51,12 @@ def _set_boundaries(vllm_config: VllmConfig) -> None:
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     """Raise for vLLM features whose tokens would not be right with segments of different length."""
     parallel: Any = vllm_config.parallel_config
+    cache: Any = vllm_config.cache_config
     in_use = {
         "platforms other than CPU": not current_platform.is_cpu(),
         "speculative decoding": vllm_config.speculative_config is not None,
-        "KV connectors": vllm_config.kv_transfer_config is not None,
+        "KV connectors": vllm_config.kv_transfer_config is not None or cache.kv_offloading_size is not None,
+        "EC connectors": vllm_config.ec_transfer_config is not None,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,

@@ -15,7 +15,8 @@ from duet_server.plan import (
     make_plan,
 )
 
-KEEP, TEXT, GUIDE = "duet_keep", "duet_text", "duet_guide"
+STAGE1 = "duet_stage1"  # in mm_processor_kwargs: [dominant, contextual, cluster_width]; absent: stage 1 off
+KEEP, TEXT, GUIDE = "duet_keep", "duet_text", "duet_guide"  # in the sampling parameters' extra_args
 
 
 class RequestPlans:
@@ -52,6 +53,12 @@ class RequestPlans:
         """Tokens of the request that the segment does not hold."""
         plan = self._plans.get(request_id)
         return plan.segments[segment_idx].dropped if plan else 0
+
+
+def visual_spans(mm_features: Sequence[Any]) -> list[tuple[int, int]]:
+    """Where the prompt's images lie, ``[start, end)``, from vLLM's features of a request."""
+    positions = [feature.mm_position for feature in mm_features]
+    return [(position.offset, position.offset + position.length) for position in positions]
 
 
 def plan_request(

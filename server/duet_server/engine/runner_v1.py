@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from duet_server.engine.request_plans import RequestPlans
+from duet_server.engine.request_plans import RequestPlans, visual_spans
 from duet_server.engine.step_layout import ScheduledRequest, StepLayout
 from duet_server.plan import RequestPlan
 
@@ -44,9 +44,8 @@ class PlansMixin:
         """The request's plan, rebuilt from the state that vLLM sent along with it."""
         if req_id not in self.plans:
             request = self.requests[req_id]
-            spans = [(f.mm_position.offset, f.mm_position.offset + f.mm_position.length) for f in request.mm_features]
             extra_args = request.sampling_params.extra_args if request.sampling_params else None
-            self.plans.add(req_id, request.num_prompt_tokens, spans, extra_args)
+            self.plans.add(req_id, request.num_prompt_tokens, visual_spans(request.mm_features), extra_args)
         return self.plans.get(req_id)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from duet_server.engine.kv_cache import SegmentManager, check_groups
-from duet_server.engine.request_plans import RequestPlans
+from duet_server.engine.request_plans import RequestPlans, visual_spans
 from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
 from duet_server.plan import SettingsError
 
@@ -38,10 +38,13 @@ class DuetScheduler(AsyncScheduler):
         params = request.sampling_params
         if params is None or not request.mm_features:
             return
-        spans = [(f.mm_position.offset, f.mm_position.offset + f.mm_position.length) for f in request.mm_features]
+        spans = visual_spans(request.mm_features)
         self.plans.add(request.request_id, request.num_prompt_tokens, spans, params.extra_args)
         if self.plans.get(request.request_id) is None:
             return
+        if request.resumable:
+            self.plans.remove(request.request_id)
+            raise SettingsError("resumable", True, "no streaming input: a prefill that drops needs the whole prompt")
         request.skip_reading_prefix_cache = True
         longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
         if longest > self.max_num_scheduled_tokens:

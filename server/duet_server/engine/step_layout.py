@@ -3,6 +3,7 @@
 Only *which* visual tokens survive is decided on the device; how many, and so all lengths, positions and places, is not.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +40,7 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """What has to be scored at a boundary; all tensors on the device, all sizes known on the host."""
+    """Requests of about one size that have to be scored at a boundary; all sizes are known on the host."""
 
     key_rows: torch.Tensor  # [keys] rows of the segment before, request after request
     guiding_keys: torch.Tensor  # [queries] which of the keys guide
@@ -60,7 +61,7 @@ class BoundaryRows:
     """How the rows of one segment follow from those of the segment before."""
 
     rows: torch.Tensor  # [rows after] rows of the segment before; survivors' places hold any row of it
-    scored: ScoredRows | None  # None: nothing is to be chosen
+    scored: tuple[ScoredRows, ...]  # by size of request; empty where nothing is to be chosen
 
 
 class StepLayout:
@@ -133,14 +134,21 @@ def _boundary_rows(layout: StepLayout, segment_idx: int) -> BoundaryRows | None:
     if before.num_rows == after.num_rows:
         return None
     pieces: list[np.ndarray] = []
-    scored = _ScoredRowsBuilder()
+    scored: dict[tuple[int, int], _ScoredRowsBuilder] = defaultdict(_ScoredRowsBuilder)
     for request, start, new_start in zip(layout.requests, before.starts, after.starts, strict=False):
         if not request.prefills_plan:
             pieces.append(np.arange(start, start + request.num_rows(segment_idx)))
             continue
         pieces.append(start + _static_rows(request, segment_idx))
-        scored.add(request, segment_idx, int(start), int(new_start))
-    return BoundaryRows(layout.to_device(np.concatenate(pieces)), scored.build(layout))
+        scored[_size(request, segment_idx)].add(request, segment_idx, int(start), int(new_start))
+    groups = [builder.build(layout) for builder in scored.values() if builder.pools]
+    return BoundaryRows(layout.to_device(np.concatenate(pieces)), tuple(groups))
+
+
+def _size(request: ScheduledRequest, segment_idx: int) -> tuple[int, int]:
+    """Powers of two: scores are computed on padded rows, and a short request is not to pay for a long one."""
+    assert request.plan is not None
+    return request.plan.segments[segment_idx - 1].num_tokens.bit_length(), len(request.plan.guiding).bit_length()
 
 
 def _static_rows(request: ScheduledRequest, segment_idx: int) -> np.ndarray:
@@ -154,7 +162,7 @@ def _static_rows(request: ScheduledRequest, segment_idx: int) -> np.ndarray:
 
 
 class _ScoredRowsBuilder:
-    """Collects the requests of which a boundary must choose tokens."""
+    """Collects the requests of one size of which a boundary must choose tokens."""
 
     def __init__(self) -> None:
         self.key_rows: list[np.ndarray] = []
@@ -178,9 +186,7 @@ class _ScoredRowsBuilder:
         self.pools += [(first_key + o.start, len(o), len(n)) for o, n in pools]
         self.targets += [np.arange(new_start + n.start, new_start + n.end) for _, n in pools]
 
-    def build(self, layout: StepLayout) -> ScoredRows | None:
-        if not self.pools:
-            return None
+    def build(self, layout: StepLayout) -> ScoredRows:
         num_queries = [len(positions) for positions in self.positions]
         cu_keys = np.concatenate([[0], np.cumsum(self.num_keys)])
         starts = np.repeat(cu_keys[:-1], num_queries)

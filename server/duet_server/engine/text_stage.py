@@ -82,14 +82,14 @@ def surviving_rows(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     """The rows that go on past a boundary, ``[rows after]``; ``layer`` is the first one behind it."""
-    scored = boundary.scored
-    if scored is None:
-        return boundary.rows
-    score = _score(scored, layer, positions, hidden, residual)
-    kept = keep_highest(
-        score, scored.pool_start, scored.pool_length, scored.num_keep, scored.max_pool, scored.targets.shape[0]
-    )
-    return boundary.rows.index_copy(0, scored.targets, scored.key_rows[kept])
+    rows = boundary.rows
+    for scored in boundary.scored:
+        score = _score(scored, layer, positions, hidden, residual)
+        kept = keep_highest(
+            score, scored.pool_start, scored.pool_length, scored.num_keep, scored.max_pool, scored.targets.shape[0]
+        )
+        rows = rows.index_copy(0, scored.targets, scored.key_rows[kept])
+    return rows
 
 
 def _score(

@@ -63,7 +63,7 @@ def resolve_settings(
     asked = default if request is None else request
     fields = {"preset": asked} if isinstance(asked, str) else asked
     _check_keys(fields)
-    settings = _apply_modifiers(_resolve_base(fields, asked, shape, max_reduction), fields)
+    settings = _apply_modifiers(_resolve_base(fields, asked, shape, max_reduction), fields, shape.vision.num_patches)
     return off_settings(shape) if settings.is_off else settings
 
 
@@ -157,13 +157,16 @@ def _is_schedule(shares: Sequence[object]) -> bool:
     return len(numbers) == len(shares) and numbers == sorted(numbers, reverse=True) and numbers[-1] >= 0
 
 
-def _apply_modifiers(settings: CompressionSettings, fields: Mapping[str, object]) -> CompressionSettings:
+def _apply_modifiers(
+    settings: CompressionSettings, fields: Mapping[str, object], num_patches: int
+) -> CompressionSettings:
     """Set ``text`` and ``cluster_width``; a preset that they change is ``custom``."""
     text, cluster_width = fields.get("text", settings.text), fields.get("cluster_width", settings.cluster_width)
     if not isinstance(text, str) or text not in TEXT_CHOICES:
         raise SettingsError(f"{FIELD}.text", text, f"one of {', '.join(TEXT_CHOICES)}")
-    if cluster_width is not None and (not _is_count(cluster_width) or cluster_width < 1):
-        expected = "a whole number of at least 1, or null for clusters of any size"
+    widest = max(num_patches, settings.cluster_width or 1)  # tiny models have fewer patches than the usual width
+    if cluster_width is not None and not (_is_count(cluster_width) and 1 <= cluster_width <= widest):
+        expected = f"a whole number from 1 to {widest}, or null for clusters of any size"
         raise SettingsError(f"{FIELD}.cluster_width", cluster_width, expected)
     width = None if settings.dominant is None else cluster_width
     changed = replace(settings, text=text, cluster_width=width)

@@ -16,11 +16,11 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 
+from duet_server.engine.request_plans import STAGE1
 from duet_server.engine.text_stage import SegmentedDecoder
 from duet_server.engine.vision_stage import Stage1Counts, cut, encode
 from duet_server.engine.vllm_internals import VllmConfig
 
-STAGE1 = "duet_stage1"  # in mm_processor_kwargs: [dominant, contextual, cluster_width]; absent: stage 1 off
 OFF = (0, 0, 0)
 
 
@@ -83,6 +83,8 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         boundaries = vllm_config.additional_config["duet"]["boundaries"]
+        num_patches = self.vision_tower.vision_model.embeddings.num_patches
+        self.max_images = max(1, vllm_config.scheduler_config.max_num_batched_tokens // num_patches)
         self.decoder = SegmentedDecoder(self.language_model.model, boundaries, vllm_config)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
@@ -90,7 +92,11 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if not any(counts):
             return super().embed_multimodal(**kwargs)
         pixels = self._parse_and_validate_image_input(**kwargs)["pixel_values"]
-        tokens = cut(*encode(self.vision_tower.vision_model, pixels), counts)
+        # vLLM's encoder budget counts what leaves stage 1; the tower's memory goes by the patches that enter.
+        tokens: list[torch.Tensor] = []
+        for start in range(0, len(counts), self.max_images):
+            batch = slice(start, start + self.max_images)
+            tokens += cut(*encode(self.vision_tower.vision_model, pixels[batch]), counts[batch])
         return self.multi_modal_projector(torch.cat(tokens)).split([len(image) for image in tokens])
 
     def forward(
