@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,24 +60,34 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(kind: ServerKind, flags: ServerFlags, log: Path) -> Iterator[Server]:
-    """Start a server, wait until it answers, and stop it with all that it started.
+    """Start a server under test, wait until it answers, and stop it."""
+    plugins = {"stock": "none", "duet": "duet"}[kind]
+    with running_process(_command(kind, flags), log, VLLM_PLUGINS=plugins) as url:
+        yield Server(kind, url)
+
+
+@contextlib.contextmanager
+def running_process(command: Sequence[str], log: Path, **environment: str) -> Iterator[str]:
+    """Start a server on a free port, wait until it answers, and stop it with all that it started; yields its URL.
 
     Raises:
         RuntimeError: if it does not come up. Whatever is raised carries the end of its log.
     """
     port = _free_port()
-    environment = {**os.environ, "VLLM_PLUGINS": {"stock": "none", "duet": "duet"}[kind]}
-    command = [*_command(kind, flags), "--host", "127.0.0.1", "--port", str(port)]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
         )
     try:
-        server = Server(kind, f"http://127.0.0.1:{port}")
-        _wait_until_healthy(server, process)
-        yield server
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_healthy(url, process)
+        yield url
     except Exception as error:
-        error.add_note(f"the end of the {kind} server's log:\n{_tail(log)}")
+        error.add_note(f"the end of the server's log:\n{_tail(log)}")
         raise
     finally:
         _stop(process)
@@ -90,13 +100,13 @@ def _command(kind: ServerKind, flags: ServerFlags) -> list[str]:
     return [sys.executable, "-m", "duet_server.cli", "serve", model, *flags.as_words()]
 
 
-def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
             return
         time.sleep(0.5)
-    raise RuntimeError(f"the {server.kind} server did not start (exit status {process.poll()})")
+    raise RuntimeError(f"the server did not start (exit status {process.poll()})")
 
 
 def _tail(log: Path) -> str:

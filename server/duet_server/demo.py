@@ -34,7 +34,7 @@ _CHAT_TEMPLATE = (
 
 Sizes = Mapping[str, Any]
 
-_VISION: dict[str, Any] = {
+VISION: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -46,7 +46,7 @@ _VISION: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 128,
@@ -96,7 +96,7 @@ def _publish(draft: Path, target: Path) -> Path:
 
 
 def _write_demo(directory: Path) -> Path:
-    return write_llava(directory, _VISION, _TEXT, config={DEMO_MARK: True})
+    return write_llava(directory, VISION, TEXT, config={DEMO_MARK: True})
 
 
 def write_llava(

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +11,8 @@ from typing import Any
 
 import httpx
 
-START_SECONDS = 300
+from benchmarks.servers import running_process
+
 SMALL = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--kv-cache-memory-bytes", "134217728")
 STOCK = "none"  # of VLLM_PLUGINS: vLLM loads no plugin of this name, and so none at all
 
@@ -23,23 +20,9 @@ STOCK = "none"  # of VLLM_PLUGINS: vLLM loads no plugin of this name, and so non
 class RunningServer:
     """``ask`` waits for the answer; ``client`` is for everything else."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process = process
-        self.log = log
-        self.base_url = f"http://127.0.0.1:{port}"
-        self.client = httpx.Client(base_url=self.base_url, timeout=120)
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()[-4000:]}"
-            try:
-                if self.client.get("/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        raise TimeoutError(f"no /health within {START_SECONDS} s:\n{self.log.read_text()[-4000:]}")
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url
+        self.client = httpx.Client(base_url=base_url, timeout=120)
 
     def ask(self, content: Any, **fields: Any) -> dict[str, Any]:
         """Greedy chat completion of one user message, 12 tokens whatever they are, with their ids."""
@@ -71,24 +54,10 @@ def token_ids(answer: dict[str, Any]) -> list[int]:
 
 @contextmanager
 def running_server(log: Path, words: Sequence[str], **environment: str) -> Iterator[RunningServer]:
-    """``words`` follow ``python -m``; the server gets a free port and no colours."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", *words, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    server = RunningServer(process, port, log)
-    try:
-        server.wait()
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    """``words`` follow ``python -m``."""
+    environment = {"NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
+    with running_process([sys.executable, "-m", *words], log, **environment) as url:
+        yield RunningServer(url)
 
 
 def duet_server(log: Path, checkpoint: Path, *flags: str, **environment: str) -> Any:

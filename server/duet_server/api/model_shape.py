@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from duet_server.plan import DecoderShape, ModelShape, VisionShape
@@ -15,9 +16,12 @@ def model_shape(vllm_config: Any) -> ModelShape | None:
     duet = vllm_config.additional_config.get("duet", {})
     if not duet.get("served"):
         return None
-    hf_config = vllm_config.model_config.hf_config
-    decoder = _decoder_shape(vllm_config.model_config.hf_text_config)
-    return ModelShape(decoder, _vision_shape(hf_config), tuple(duet["boundaries"]))
+    return llava_shape(vllm_config.model_config.hf_config, duet["boundaries"])
+
+
+def llava_shape(config: Any, boundaries: Sequence[int]) -> ModelShape:
+    """The shape of a Hugging Face ``LlavaConfig``."""
+    return ModelShape(_decoder_shape(config.text_config), _vision_shape(config), tuple(boundaries))
 
 
 def _decoder_shape(config: Any) -> DecoderShape:

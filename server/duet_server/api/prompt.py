@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duet_server.api.errors import invalid_settings
+from duet_server.engine.request_plans import visual_spans
 from duet_server.plan import (
     CompressionSettings,
     ModelShape,
@@ -35,8 +36,7 @@ class RenderedPrompt:
     @classmethod
     def from_engine_input(cls, engine_input: Mapping[str, Any]) -> RenderedPrompt:
         images = engine_input.get("mm_placeholders", {}).get("image", ())
-        spans = tuple((image.offset, image.offset + image.length) for image in images)
-        return cls(engine_input.get("prompt"), engine_input["prompt_token_ids"], spans)
+        return cls(engine_input.get("prompt"), engine_input["prompt_token_ids"], tuple(visual_spans(images)))
 
 
 @dataclass(frozen=True, slots=True)

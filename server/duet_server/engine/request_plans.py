@@ -1,6 +1,6 @@
 """The plans of the requests that an engine process knows: the one mutable per-request state of compression."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -55,9 +55,8 @@ class RequestPlans:
         return plan.segments[segment_idx].dropped if plan else 0
 
 
-def visual_spans(mm_features: Sequence[Any]) -> list[tuple[int, int]]:
-    """Where the prompt's images lie, ``[start, end)``, from vLLM's features of a request."""
-    positions = [feature.mm_position for feature in mm_features]
+def visual_spans(positions: Iterable[Any]) -> list[tuple[int, int]]:
+    """Where the prompt's images lie, ``[start, end)``, from vLLM's placeholder ranges."""
     return [(position.offset, position.offset + position.length) for position in positions]
 
 

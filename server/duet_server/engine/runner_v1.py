@@ -45,7 +45,8 @@ class PlansMixin:
         if req_id not in self.plans:
             request = self.requests[req_id]
             extra_args = request.sampling_params.extra_args if request.sampling_params else None
-            self.plans.add(req_id, request.num_prompt_tokens, visual_spans(request.mm_features), extra_args)
+            spans = visual_spans(feature.mm_position for feature in request.mm_features)
+            self.plans.add(req_id, request.num_prompt_tokens, spans, extra_args)
         return self.plans.get(req_id)
 
 

@@ -38,7 +38,7 @@ class DuetScheduler(AsyncScheduler):
         params = request.sampling_params
         if params is None or not request.mm_features:
             return
-        spans = visual_spans(request.mm_features)
+        spans = visual_spans(feature.mm_position for feature in request.mm_features)
         self.plans.add(request.request_id, request.num_prompt_tokens, spans, params.extra_args)
         if self.plans.get(request.request_id) is None:
             return
