@@ -40,6 +40,16 @@ except (ImportError, RuntimeError) as error:
     sys.exit({CANNOT_LOAD} if "operator torchvision::" in str(error) else {LOADS})
 """
 
+# vLLM picks the build of its operators for this processor, and only warns when that does not load: ask for one of them.
+LOAD_CPU_KERNELS = """
+import logging
+from vllm.platforms import current_platform
+logging.disable()
+current_platform.import_kernels()
+if not hasattr(torch.ops._C, "rms_norm"):
+    import vllm._C
+"""
+
 
 class InstallError(Exception):
     """One sentence for the user: what went wrong and what would work."""
@@ -163,11 +173,13 @@ def remove_unloadable(python, *distributions):
 
 def check_engine(python, device):
     """Loads the engine's compiled operators, so that a missing system library shows now, not at the first start."""
-    check = "import vllm._C" if device == "cpu" else "import vllm; assert torch.version.cuda, 'torch is a CPU build'"
-    result = subprocess.run([python, "-c", f"import torch; {check}"], stderr=subprocess.PIPE, text=True)
+    check = LOAD_CPU_KERNELS if device == "cpu" else "import vllm; assert torch.version.cuda, 'torch is a CPU build'"
+    result = subprocess.run(
+        [python, "-c", f"import torch; {check}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if result.returncode == 0:
         return
-    reason = result.stderr.strip().splitlines()[-1]
+    reason = (result.stdout.strip().splitlines() or [f"its import ended with status {result.returncode}"])[-1]
     hint = " (on Debian and Ubuntu: `apt-get install libnuma1`)" if "libnuma" in reason else ""
     raise InstallError(f"vLLM is installed, but does not load: {reason}{hint}")
 
