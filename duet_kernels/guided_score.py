@@ -1,8 +1,21 @@
-"""Stage 2 score: the attention that guiding text rows pay to every key of their own request."""
+"""Stage 2 score: the attention that guiding text rows pay to the visual keys of their own request."""
+
+import math
+from itertools import pairwise
 
 import torch
+import triton
+import triton.language as tl
 
-MAX_LOGITS = 1 << 24  # at a time, over all requests and heads: 64 MiB
+from duet_kernels.dispatch import runs_triton
+
+MAX_LOGITS = 1 << 24  # of the reference, at a time and over all heads: 64 MiB
+
+# All sizes are fixed, whatever the batch: a request's scores are the same bits in every company that it is served in.
+BLOCK_QUERIES = 64  # the least that Hopper's matrix units take, and most prompts' guiding rows
+BLOCK_KEYS = 64  # enough programs for every multiprocessor at one request of LLaVA's
+SPLIT_KEYS = 256  # keys a program walks for the log-sum-exp, so that one request's few rows fill the device too
+BLOCK_SUM = 64
 
 
 def guided_score(
@@ -11,8 +24,12 @@ def guided_score(
     cu_queries: torch.Tensor,
     cu_keys: torch.Tensor,
     query_positions: torch.Tensor,
+    pool_start: torch.Tensor,
+    pool_length: torch.Tensor,
+    pool_request: torch.Tensor,
     max_queries: int,
     max_keys: int,
+    max_pool: int,
     scale: float,
 ) -> torch.Tensor:
     """Causal softmax of each guiding row over its request's keys, mean over heads and over the request's guiding rows.
@@ -24,42 +41,263 @@ def guided_score(
         cu_queries: ``[requests + 1]``, where each request's guiding rows begin.
         cu_keys: ``[requests + 1]``, where each request's keys begin.
         query_positions: ``[queries]``, each guiding row's own key, counted from its request's first.
+        pool_start: ``[pools]``, the first of each pool's keys, counted over all requests.
+        pool_length: ``[pools]``, the pool's keys, any number.
+        pool_request: ``[pools]``, the request that the pool belongs to; it has guiding rows.
         max_queries: most guiding rows of any request.
         max_keys: most keys of any request.
+        max_pool: longest pool.
         scale: what the layer multiplies its logits by.
 
     Returns:
-        ``[keys]`` float32. A guiding row gives nothing to later keys, so within one pool of visual tokens the order is
-        that of the guiding rows after it.
+        ``[keys]`` float32, at the columns of the pools; the others are unspecified. A guiding row gives nothing to
+        later keys, so within one pool the order is that of the guiding rows after it.
     """
-    num_kv_heads = key.shape[1]
-    query_index, query_mask = _pad(cu_queries, max_queries)  # [R, Q]
-    key_index, key_mask = _pad(cu_keys, max_keys)  # [R, K]
-    padded_key = key[key_index].float()  # [R, K, KV, d]
-    # Padded guiding rows see the first key at least, so that no softmax is empty; their weight is zero.
-    weights = query_mask.float() / query_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [R, Q]
-
-    num_requests = key_index.shape[0]
-    block = max(1, MAX_LOGITS // (num_requests * query.shape[1] * max_keys))
-    padded_score = padded_key.new_zeros(num_requests, max_keys)
-    for rows, row_weights in zip(query_index.split(block, dim=1), weights.split(block, dim=1), strict=True):
-        padded_query = query[rows].float().unflatten(2, (num_kv_heads, -1))  # [R, block, KV, G, d]
-        visible = torch.arange(max_keys, device=key.device) <= query_positions[rows][..., None]
-        logits = torch.einsum("rqhgd,rkhd->rhgqk", padded_query, padded_key) * scale
-        logits = logits.masked_fill(~(visible & key_mask[:, None])[:, None, None], -torch.inf)
-        padded_score += torch.einsum("rhgqk,rq->rk", logits.softmax(dim=-1), row_weights)
-    return (padded_score / query.shape[1]).flatten().index_select(0, _unpad(cu_keys, max_keys, key.shape[0]))
+    if runs_triton(key):
+        maxima = max_queries, max_keys, max_pool
+        pools = pool_start, pool_length, pool_request
+        return _triton(query, key, cu_queries, cu_keys, query_positions, *pools, *maxima, scale)
+    return _reference(query, key, cu_queries, cu_keys, query_positions, scale)
 
 
-def _pad(cu: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded indices ``[R, longest]`` into the flat rows (clamped to the last row), and which of them are real."""
-    start, end = cu[:-1, None].long(), cu[1:, None].long()
-    index = start + torch.arange(longest, device=cu.device)
-    return index.clamp(max=cu[-1].long() - 1), index < end
+def _reference(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_keys: torch.Tensor,
+    query_positions: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    score = key.new_zeros(key.shape[0], dtype=torch.float32)
+    bounds = zip(pairwise(cu_queries.tolist()), pairwise(cu_keys.tolist()), strict=True)
+    for (query_start, query_end), (key_start, key_end) in bounds:
+        queries, keys = slice(query_start, query_end), slice(key_start, key_end)
+        score[keys] = _request_score(query[queries], key[keys], query_positions[queries], scale)
+    return score
 
 
-def _unpad(cu: torch.Tensor, longest: int, total: int) -> torch.Tensor:
-    """Where each of ``total`` flat rows lies in the padded ``[R, longest]`` layout, flattened."""
-    row = torch.arange(total, device=cu.device)
-    request = torch.searchsorted(cu[1:].contiguous(), row, right=True)
-    return request * longest + row - cu[request]
+def _request_score(query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:
+    (num_queries, num_heads, _), (num_keys, num_kv_heads, _) = query.shape, key.shape
+    score, key = key.new_zeros(num_keys, dtype=torch.float32), key.float()
+    is_later = torch.arange(num_keys, device=key.device) > positions[:, None]
+    for rows in torch.arange(num_queries).split(max(1, MAX_LOGITS // (num_heads * max(num_keys, 1)))):
+        block = query[rows].float().unflatten(1, (num_kv_heads, -1))
+        logits = torch.einsum("qhgd,khd->hgqk", block, key) * scale
+        score += logits.masked_fill(is_later[rows], -torch.inf).softmax(dim=-1).sum(dim=(0, 1, 2))
+    return score / (num_heads * max(num_queries, 1))
+
+
+@triton.jit
+def _logits(query_ptrs, is_query, key_ptrs, is_key, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr):
+    """``[queries, keys]`` float32: products of the vectors that begin at the pointers."""
+    logits = tl.zeros([query_ptrs.shape[0], key_ptrs.shape[0]], tl.float32)
+    for first in tl.static_range(0, HEAD_DIM, CHUNK):
+        dim = first + tl.arange(0, CHUNK)
+        inside = dim < HEAD_DIM
+        query = tl.load(query_ptrs[:, None] + dim[None, :], mask=is_query[:, None] & inside[None, :], other=0.0)
+        key = tl.load(key_ptrs[None, :] + dim[:, None], mask=inside[:, None] & is_key[None, :], other=0.0)
+        logits = tl.dot(query, key, logits, input_precision="ieee")
+    return logits
+
+
+# Logits are in units of log 2, as exp2 is what the hardware has.
+@triton.jit(do_not_specialize=["cu_queries_ptr", "cu_keys_ptr", "position_ptr", "num_splits", "total_queries"])
+def _log_sum_exp_kernel(
+    query_ptr,
+    key_ptr,
+    cu_queries_ptr,
+    cu_keys_ptr,
+    position_ptr,
+    lse_ptr,  # [splits, heads, queries]
+    query_stride,
+    query_head_stride,
+    key_stride,
+    key_head_stride,
+    num_splits,
+    total_queries,
+    scale,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr,
+):
+    """A block of a request's guiding rows, one head, one split of the keys: each row's log-sum-exp over the split."""
+    split, head, request = tl.program_id(0) % num_splits, tl.program_id(1), tl.program_id(2)
+    first_query = tl.load(cu_queries_ptr + request).to(tl.int64)
+    num_queries = tl.load(cu_queries_ptr + request + 1).to(tl.int64) - first_query
+    query_idx = (tl.program_id(0) // num_splits) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    is_query = query_idx < num_queries
+    row = first_query + query_idx
+    position = tl.load(position_ptr + row, mask=is_query, other=-1).to(tl.int32)
+    start = split * SPLIT_KEYS
+    end = tl.minimum(start + SPLIT_KEYS, tl.max(position) + 1)
+    if start >= end:
+        return
+
+    query_ptrs = query_ptr + head.to(tl.int64) * query_head_stride + row * query_stride
+    key_ptr += tl.load(cu_keys_ptr + request).to(tl.int64) * key_stride + (head // GROUP).to(tl.int64) * key_head_stride
+    # Finite, as a row that sees nothing of this split must not give inf - inf; its result is log2(0).
+    peak = tl.full([BLOCK_QUERIES], -3e38, tl.float32)
+    total = tl.zeros([BLOCK_QUERIES], tl.float32)
+    for first in range(start, end, BLOCK_KEYS):
+        key_idx = first + tl.arange(0, BLOCK_KEYS)
+        key_ptrs = key_ptr + key_idx.to(tl.int64) * key_stride
+        logits = _logits(query_ptrs, is_query, key_ptrs, key_idx < end, HEAD_DIM, CHUNK) * scale
+        logits = tl.where(key_idx[None, :] <= position[:, None], logits, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(logits, axis=1))
+        total = total * tl.exp2(peak - new_peak) + tl.sum(tl.exp2(logits - new_peak[:, None]), axis=1)
+        peak = new_peak
+    slot = (split * tl.num_programs(1) + head).to(tl.int64) * total_queries + row
+    tl.store(lse_ptr + slot, peak + tl.log2(total), mask=is_query)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "cu_queries_ptr",
+        "cu_keys_ptr",
+        "position_ptr",
+        "pool_start_ptr",
+        "pool_length_ptr",
+        "pool_request_ptr",
+        "total_queries",
+        "total_keys",
+    ]
+)
+def _attention_kernel(
+    query_ptr,
+    key_ptr,
+    cu_queries_ptr,
+    cu_keys_ptr,
+    position_ptr,
+    pool_start_ptr,
+    pool_length_ptr,
+    pool_request_ptr,
+    lse_ptr,  # [splits, heads, queries]
+    attention_ptr,  # [heads, keys]
+    query_stride,
+    query_head_stride,
+    key_stride,
+    key_head_stride,
+    total_queries,
+    total_keys,
+    scale,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr,
+):
+    """A block of a pool's keys, one head: the attention that it gets from all guiding rows, summed."""
+    head, pool = tl.program_id(1), tl.program_id(2)
+    pool_idx = tl.program_id(0) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    length = tl.load(pool_length_ptr + pool).to(tl.int32)
+    if tl.program_id(0) * BLOCK_KEYS >= length:
+        return
+    is_key = pool_idx < length
+    column = tl.load(pool_start_ptr + pool).to(tl.int64) + pool_idx
+    request = tl.load(pool_request_ptr + pool).to(tl.int64)
+    key_idx = (column - tl.load(cu_keys_ptr + request)).to(tl.int32)
+    first_query = tl.load(cu_queries_ptr + request).to(tl.int64)
+    num_queries = (tl.load(cu_queries_ptr + request + 1) - first_query).to(tl.int32)
+
+    query_ptr += head.to(tl.int64) * query_head_stride + first_query * query_stride
+    key_ptrs = key_ptr + column * key_stride + (head // GROUP).to(tl.int64) * key_head_stride
+    split_stride = tl.num_programs(1).to(tl.int64) * total_queries
+    lse_ptr += head.to(tl.int64) * total_queries + first_query
+    attention = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
+    for first in range(0, num_queries, BLOCK_QUERIES):
+        query_idx = first + tl.arange(0, BLOCK_QUERIES)
+        is_query = query_idx < num_queries
+        position = tl.load(position_ptr + first_query + query_idx, mask=is_query, other=-1).to(tl.int32)
+        query_ptrs = query_ptr + query_idx.to(tl.int64) * query_stride
+        logits = _logits(query_ptrs, is_query, key_ptrs, is_key, HEAD_DIM, CHUNK) * scale
+        lse = tl.load(lse_ptr + query_idx, mask=is_query, other=0.0)
+        for split in range(1, tl.max(position) // SPLIT_KEYS + 1):
+            more = tl.load(lse_ptr + split * split_stride + query_idx, mask=is_query, other=0.0)
+            peak = tl.maximum(lse, more)
+            lse = peak + tl.log2(tl.exp2(lse - peak) + tl.exp2(more - peak))
+        logits = tl.where(key_idx[None, :] <= position[:, None], logits - lse[:, None], float("-inf"))
+        attention += tl.exp2(logits)
+    tl.store(attention_ptr + head.to(tl.int64) * total_keys + column, tl.sum(attention, axis=0), mask=is_key)
+
+
+@triton.jit(do_not_specialize=["cu_queries_ptr", "pool_start_ptr", "pool_length_ptr", "pool_request_ptr", "total_keys"])
+def _mean_kernel(
+    attention_ptr,  # [heads, keys]
+    cu_queries_ptr,
+    pool_start_ptr,
+    pool_length_ptr,
+    pool_request_ptr,
+    score_ptr,
+    total_keys,
+    NUM_HEADS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+):
+    """A block of a pool's keys: mean over heads and guiding rows."""
+    pool = tl.program_id(1)
+    pool_idx = tl.program_id(0) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    is_key = pool_idx < tl.load(pool_length_ptr + pool)
+    column = tl.load(pool_start_ptr + pool).to(tl.int64) + pool_idx
+    request = tl.load(pool_request_ptr + pool).to(tl.int64)
+    num_queries = tl.load(cu_queries_ptr + request + 1) - tl.load(cu_queries_ptr + request)
+    head = tl.arange(0, BLOCK_HEADS)
+    mask = (head < NUM_HEADS)[:, None] & is_key[None, :]
+    attention = tl.load(attention_ptr + head.to(tl.int64)[:, None] * total_keys + column[None, :], mask=mask, other=0.0)
+    score = tl.sum(attention, axis=0) / (NUM_HEADS * num_queries).to(tl.float32)
+    tl.store(score_ptr + column, score, mask=is_key)
+
+
+def _triton(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_keys: torch.Tensor,
+    query_positions: torch.Tensor,
+    pool_start: torch.Tensor,
+    pool_length: torch.Tensor,
+    pool_request: torch.Tensor,
+    max_queries: int,
+    max_keys: int,
+    max_pool: int,
+    scale: float,
+) -> torch.Tensor:
+    (num_queries, num_heads, head_dim), (num_keys, num_kv_heads, _) = query.shape, key.shape
+    pools = pool_start, pool_length, pool_request
+    indices = cu_queries, cu_keys, query_positions, *pools
+    assert query.dtype == key.dtype, f"{query.dtype=} {key.dtype=}"
+    assert key.shape[2] == head_dim, f"{query.shape=} {key.shape=}"
+    assert num_heads % num_kv_heads == 0, f"{num_heads=} {num_kv_heads=}"
+    assert query.stride(2) == key.stride(2) == 1, f"{query.stride()=} {key.stride()=}"
+    assert all(index.is_contiguous() for index in indices), f"{[index.stride() for index in indices]}"
+    score = key.new_empty(num_keys, dtype=torch.float32)
+    if len(pool_start) == 0 or max_pool == 0:
+        return score
+
+    num_splits = triton.cdiv(max_keys, SPLIT_KEYS)
+    lse = score.new_empty(num_splits, num_heads, num_queries)
+    attention = score.new_empty(num_heads, num_keys)
+    strides = *query.stride()[:2], *key.stride()[:2]
+    # No matrix unit takes float32 at full precision, and the other units' operands for a whole head spill registers.
+    chunk, num_warps = (16, 8) if key.dtype == torch.float32 else (max(16, triton.next_power_of_2(head_dim)), 4)
+    sizes = num_heads // num_kv_heads, head_dim, chunk, BLOCK_QUERIES, BLOCK_KEYS, SPLIT_KEYS
+    scale_log2 = scale * math.log2(math.e)
+    inputs = query, key, cu_queries, cu_keys, query_positions
+    num_blocks = triton.cdiv(max_queries, BLOCK_QUERIES) * num_splits
+    grid = num_blocks, num_heads, len(cu_queries) - 1
+    _log_sum_exp_kernel[grid](
+        *inputs, lse, *strides, num_splits, num_queries, scale_log2, *sizes, num_warps=num_warps, num_stages=3
+    )
+    grid = triton.cdiv(max_pool, BLOCK_KEYS), num_heads, len(pool_start)
+    counts = num_queries, num_keys
+    _attention_kernel[grid](
+        *inputs, *pools, lse, attention, *strides, *counts, scale_log2, *sizes, num_warps=num_warps, num_stages=2
+    )
+    heads = num_heads, triton.next_power_of_2(num_heads)
+    _mean_kernel[(triton.cdiv(max_pool, BLOCK_SUM), len(pool_start))](
+        attention, cu_queries, *pools, score, num_keys, *heads, BLOCK_SUM, num_warps=4
+    )
+    return score

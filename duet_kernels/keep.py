@@ -1,6 +1,12 @@
 """Stage 2 keep: the highest-scored visual tokens of every pool, in their original order."""
 
 import torch
+import triton
+import triton.language as tl
+
+from duet_kernels.dispatch import runs_triton
+
+BLOCK = 1024  # tokens at a time: a pool of LLaVA's (576) is one block, a longer one is read again from the L1 cache
 
 
 def keep_highest(
@@ -8,31 +14,105 @@ def keep_highest(
     pool_start: torch.Tensor,
     pool_length: torch.Tensor,
     num_keep: torch.Tensor,
-    max_length: int,
-    total_keep: int,
-) -> torch.Tensor:
-    """Top-k per pool with a different k each, ties to the lower index.
+    first_row: torch.Tensor,
+    target: torch.Tensor,
+    rows: torch.Tensor,
+) -> None:
+    """Top-k per pool with a different k each, ties to the lower index, written ascending into ``rows``.
 
     Args:
-        score: ``[rows]`` float32, no NaN.
-        pool_start, pool_length: ``[pools]``, each pool's rows ``[start, start + length)`` in ``score``.
+        score: ``[keys]`` float32, no NaN.
+        pool_start, pool_length: ``[pools]``, each pool's tokens ``[start, start + length)`` in ``score``.
         num_keep: ``[pools]``, at most the pool's length.
-        max_length: longest pool.
-        total_keep: ``num_keep.sum()``, known to the caller so that the result's size needs no device copy.
-
-    Returns:
-        ``[total_keep]`` int64 rows of ``score``, pool after pool, ascending within each.
+        first_row: ``[pools]``, the row of each pool's first token.
+        target: ``[pools]``, where each pool's result begins in ``rows``.
+        rows: ``[n]`` int64, written in place: ``rows[target[p] : target[p] + num_keep[p]]`` are ``first_row[p] + i``
+            for the kept tokens ``i`` of pool ``p``, counted from its first. Nothing else is touched.
     """
-    offset = torch.arange(max_length, device=score.device)
-    row = pool_start[:, None].long() + offset  # [P, L]
-    is_real = offset < pool_length[:, None]
-    padded = score[row.clamp(max=score.shape[0] - 1)].masked_fill(~is_real, -torch.inf)
-    by_score = padded.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(by_score).scatter_(1, by_score, offset.expand_as(by_score))
-    kept = rank < num_keep[:, None]
+    pools = pool_start, pool_length, num_keep, first_row, target
+    if runs_triton(score):
+        _triton(score, pools, rows)
+    else:
+        _reference(score, pools, rows)
 
-    first = num_keep.long().cumsum(0) - num_keep
-    # Rows that are not kept all land on one slot past the end: fixed sizes instead of a boolean mask.
-    target = torch.where(kept, first[:, None] + kept.cumsum(dim=1) - 1, total_keep)
-    result = row.new_empty(total_keep + 1).scatter_(0, target.flatten(), row.flatten())
-    return result[:total_keep]
+
+def _reference(score: torch.Tensor, pools: tuple[torch.Tensor, ...], rows: torch.Tensor) -> None:
+    for start, length, keep, first, target in zip(*(column.tolist() for column in pools), strict=True):
+        by_score = score[start : start + length].argsort(descending=True, stable=True)
+        rows[target : target + keep] = first + by_score[:keep].sort().values
+
+
+@triton.jit
+def _ordered(score_ptr, index, inside, stride):
+    """Scores as int32 of the same order; equal ones, 0.0 and -0.0 among them, are equal integers."""
+    score = tl.load(score_ptr + index * stride, mask=inside, other=0.0)
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit(do_not_specialize=["start_ptr", "length_ptr", "keep_ptr", "first_row_ptr", "target_ptr", "rows_ptr"])
+def _keep_kernel(
+    score_ptr,
+    start_ptr,
+    length_ptr,
+    keep_ptr,
+    first_row_ptr,
+    target_ptr,
+    rows_ptr,
+    score_stride,
+    BLOCK: tl.constexpr,
+):
+    """One pool: bisect for the score at the cut, then write what lies above it and the first of those that tie."""
+    pool = tl.program_id(0)
+    length = tl.load(length_ptr + pool).to(tl.int32)
+    keep = tl.load(keep_ptr + pool).to(tl.int32)
+    if keep == 0:
+        return
+    score_ptr += tl.load(start_ptr + pool).to(tl.int64) * score_stride
+    rows_ptr += tl.load(target_ptr + pool).to(tl.int64)
+    first_row = tl.load(first_row_ptr + pool).to(tl.int64)
+    offset = tl.arange(0, BLOCK)
+
+    # At least `keep` tokens have `low` or more; `num_above`, fewer than `keep`, have `high` or more.
+    low = tl.full([], -(2**31), tl.int64)
+    high = tl.full([], 2**31, tl.int64)
+    num_from_low = length
+    num_above = tl.full([], 0, tl.int32)
+    while (high - low > 1) & (num_from_low != keep):
+        middle = (low + high) >> 1
+        counts = tl.zeros([BLOCK], tl.int32)
+        for block in range(0, length, BLOCK):
+            index = block + offset
+            inside = index < length
+            is_above = inside & (_ordered(score_ptr, index, inside, score_stride) >= middle.to(tl.int32))
+            counts += is_above.to(tl.int32)
+        count = tl.sum(counts)
+        if count >= keep:
+            low, num_from_low = middle, count
+        else:
+            high, num_above = middle, count
+
+    num_ties, num_kept = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    for block in range(0, length, BLOCK):
+        index = block + offset
+        inside = index < length
+        ordered = _ordered(score_ptr, index, inside, score_stride).to(tl.int64)
+        above = inside & (ordered >= high)
+        tie = (inside & (ordered >= low) & (ordered < high)).to(tl.int32)
+        tie_place = num_ties + tl.cumsum(tie) - tie
+        kept = above | ((tie == 1) & (tie_place < keep - num_above))
+        place = num_kept + tl.cumsum(kept.to(tl.int32)) - 1
+        tl.store(rows_ptr + place, first_row + index, mask=kept)
+        num_ties += tl.sum(tie)
+        num_kept += tl.sum(kept.to(tl.int32))
+
+
+def _triton(score: torch.Tensor, pools: tuple[torch.Tensor, ...], rows: torch.Tensor) -> None:
+    num_pools = len(pools[0])
+    assert score.dtype == torch.float32, f"{score.dtype=}"
+    assert rows.dtype == torch.int64, f"{rows.dtype=}"
+    assert rows.is_contiguous(), f"{rows.stride()=}"
+    assert all(column.shape == (num_pools,) for column in pools), f"{[column.shape for column in pools]}"
+    assert all(column.is_contiguous() for column in pools), f"{[column.stride() for column in pools]}"
+    if num_pools > 0:
+        _keep_kernel[(num_pools,)](score, *pools, rows, score.stride(0), BLOCK, num_warps=4)

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_kernels import keep_highest
+from duet_kernels.dispatch import implementation
 
 Pool = tuple[int, int, int]  # start, length, keep
+UNTOUCHED = -1
 
 
-def naive_keep(score: list[float], pools: list[Pool]) -> list[int]:
+@pytest.fixture(scope="module", params=["reference", "triton"], autouse=True)
+def implemented(request: pytest.FixtureRequest) -> Iterator[None]:
+    with implementation(request.param):
+        yield
+
+
+def naive_keep(score: list[float], pools: list[Pool]) -> list[list[int]]:
     kept = []
     for start, length, keep in pools:
-        ranked = sorted(range(start, start + length), key=lambda row: (-score[row], row))
-        kept += sorted(ranked[:keep])
+        ranked = sorted(range(length), key=lambda idx: (-score[start + idx], idx))
+        kept.append(sorted(ranked[:keep]))
     return kept
 
 
-def keep(score: torch.Tensor, pools: list[Pool]) -> list[int]:
-    starts, lengths, keeps = (torch.tensor(column) for column in zip(*pools, strict=True))
-    return keep_highest(score, starts, lengths, keeps, int(lengths.max()), int(keeps.sum())).tolist()
+def keep(score: torch.Tensor, pools: list[Pool], dtype: torch.dtype = torch.int64) -> list[list[int]]:
+    """Tokens kept of each pool; pools lie in `rows` in reverse, with one row of somebody else after each."""
+    starts, lengths, keeps = torch.tensor(pools, dtype=dtype, device=score.device).T.contiguous()
+    targets, end = [], 0
+    for *_, num_keep in reversed(pools):
+        targets.insert(0, end)
+        end += num_keep + 1
+    first_rows = [2**33 + 1000 * pool_idx if dtype == torch.int64 else pool_idx for pool_idx in range(len(pools))]
+    rows = torch.full((end,), UNTOUCHED, device=score.device)
+    columns = (torch.tensor(column, dtype=dtype, device=score.device) for column in (first_rows, targets))
+    keep_highest(score, starts, lengths, keeps, *columns, rows)
+
+    kept = []
+    for (*_, num_keep), first_row, target in zip(pools, first_rows, targets, strict=True):
+        assert rows[target + num_keep] == UNTOUCHED
+        kept.append([row - first_row for row in rows[target : target + num_keep].tolist()])
+    return kept
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
 @pytest.mark.parametrize(
     "pools",
     [
@@ -39,24 +64,56 @@ def keep(score: torch.Tensor, pools: list[Pool]) -> list[int]:
         [(0, 3, 3), (3, 8, 0), (11, 12, 1)],
         [(4, 0, 0), (4, 6, 3), (23, 0, 0)],
         [(20, 3, 2), (0, 7, 5)],
+        [(3, 0, 0)],
     ],
     ids=str,
 )
-def test_pools(pools: list[Pool]):
-    score = torch.rand(23, generator=torch.Generator().manual_seed(0))
+def test_pools(pools: list[Pool], dtype: torch.dtype, device: torch.device):
+    score = torch.rand(23, generator=torch.Generator().manual_seed(0)).to(device)
 
-    assert keep(score, pools) == naive_keep(score.tolist(), pools)
-
-
-def test_equal_scores_keep_the_lower_row():
-    assert keep(torch.tensor([1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0]), [(0, 5, 3), (5, 2, 1)]) == [0, 1, 3, 5]
+    assert keep(score, pools, dtype) == naive_keep(score.tolist(), pools)
 
 
-def test_scores_may_be_infinite_or_negative():
-    score = torch.tensor([-torch.inf, -2.0, torch.inf, -torch.inf, -1.0])
+def test_no_pools(device: torch.device):
+    none, rows = torch.empty(0, dtype=torch.int64, device=device), torch.arange(3, device=device)
+    keep_highest(torch.rand(5, device=device), none, none, none, none, none, rows)
 
-    assert keep(score, [(0, 4, 3), (4, 1, 1)]) == [0, 1, 2, 4]
-    assert keep(score, [(3, 2, 1), (0, 1, 1)]) == [4, 0]
+    assert rows.tolist() == [0, 1, 2]
+
+
+def test_equal_scores_keep_the_lower_token(device: torch.device):
+    score = torch.tensor([1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0], device=device)
+
+    assert keep(score, [(0, 5, 3), (5, 2, 1)]) == [[0, 1, 3], [0]]
+
+
+def test_scores_may_be_infinite_or_negative(device: torch.device):
+    score = torch.tensor([-torch.inf, -2.0, torch.inf, -torch.inf, -1.0], device=device)
+
+    assert keep(score, [(0, 4, 3), (4, 1, 1)]) == [[0, 1, 2], [0]]
+    assert keep(score, [(3, 2, 1), (0, 1, 1)]) == [[1], [0]]
+
+
+def test_both_zeros_tie_and_the_smallest_number_is_above_them(device: torch.device):
+    score = torch.tensor([-0.0, 0.0, -1e-45, 1e-45, -0.0, 0.0], device=device)
+
+    assert keep(score, [(0, 6, num_keep) for num_keep in range(1, 7)]) == [
+        [3],
+        [0, 3],
+        [0, 1, 3],
+        [0, 1, 3, 4],
+        [0, 1, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+    ]
+
+
+@pytest.mark.parametrize("num_keep", [1, 1023, 1024, 1025, 1900, 2600])
+@pytest.mark.parametrize("num_scores", [3, 100_000], ids=["many ties", "few ties"])
+def test_pools_of_thousands(num_keep: int, num_scores: int, device: torch.device):
+    score = torch.randint(num_scores, (2700,), generator=torch.Generator().manual_seed(num_keep)).float() / 7 - 1
+    pools = [(71, 2601, num_keep), (0, 576, min(num_keep, 288))]
+
+    assert keep(score.to(device), pools) == naive_keep(score.tolist(), pools)
 
 
 @st.composite
@@ -68,35 +125,26 @@ def scored_pools(draw: st.DrawFn) -> tuple[list[float], list[Pool]]:
         pools.append((start, length, draw(st.integers(0, length))))
         end = start + length
     num_rows = end + draw(st.integers(1, 3))
-    return draw(st.lists(st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0]), min_size=num_rows, max_size=num_rows)), pools
+    scores = st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, -torch.inf, -3.0])
+    return draw(st.lists(scores, min_size=num_rows, max_size=num_rows)), pools
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(scored_pools())
-def test_any_pools_equal_the_sort(scored: tuple[list[float], list[Pool]]):
+def test_any_pools_equal_the_sort(device: torch.device, scored: tuple[list[float], list[Pool]]):
     score, pools = scored
 
-    assert keep(torch.tensor(score), pools) == naive_keep(score, pools)
+    assert keep(torch.tensor(score, device=device), pools) == naive_keep(score, pools)
 
 
-@settings(deadline=None)
-@given(scored_pools())
-def test_batch_equals_its_members_alone(scored: tuple[list[float], list[Pool]]):
-    score, pools = torch.tensor(scored[0]), scored[1]
+def test_strided_scores(device: torch.device):
+    score = torch.rand(40, generator=torch.Generator().manual_seed(1)).to(device)[::2]
 
-    assert keep(score, pools) == [row for pool in pools for row in keep(score, [pool])]
+    assert keep(score, [(1, 9, 4), (12, 8, 3)]) == naive_keep(score.tolist(), [(1, 9, 4), (12, 8, 3)])
 
 
-def test_strided_scores_32_bit_counts_and_a_loose_longest_pool():
-    score = torch.rand(40, generator=torch.Generator().manual_seed(1))[::2]
-    starts, lengths, keeps = torch.tensor([[1, 12], [9, 8], [4, 3]], dtype=torch.int32)
-    rows = keep_highest(score, starts, lengths, keeps, max_length=17, total_keep=7)
+def test_counts_of_another_shape_are_refused_by_the_kernel(device: torch.device):
+    zero, rows = torch.zeros(2, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
 
-    assert rows.dtype == torch.int64
-    assert rows.tolist() == naive_keep(score.tolist(), [(1, 9, 4), (12, 8, 3)])
-
-
-def test_the_number_of_rows_needs_no_data():
-    score, counts = torch.zeros(9, device="meta"), torch.ones(3, 2, device="meta").long()
-
-    assert keep_highest(score, *counts, max_length=4, total_keep=5).shape == (5,)
+    with implementation("triton"), pytest.raises(AssertionError, match="Size"):
+        keep_highest(torch.rand(3, device=device), zero, zero, zero[:1], zero, zero, rows)

@@ -1,0 +1,34 @@
+"""Where the kernels run, and fresh memory that shows what they did not write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+GARBAGE = 1_000_003  # past every row of a test, small enough that a stride times it does not overflow
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """A GPU where there is one; otherwise the CPU, on which Triton interprets its kernels."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody initialised starts as NaN, or as `GARBAGE` where it holds integers."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
+
+
+def _poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def poisoned_allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        if tensor.is_floating_point():
+            return tensor.fill_(torch.nan)
+        return tensor.fill_(True if tensor.dtype == torch.bool else min(GARBAGE, torch.iinfo(tensor.dtype).max))
+
+    return poisoned_allocate
