@@ -1,13 +1,27 @@
-"""The operations of DUET's two stages: plain torch, batched over images and requests, one file an operation.
+"""The operations of DUET's two stages, batched over images and requests, one file an operation.
 
-Every function here is a reference: float32 accumulation, ties to the lower index, no loop over tokens or requests,
-and no device-to-host copy, on which a GPU would wait.
+Every operation has a reference in plain torch, which CPUs run, and Triton kernels, which CUDA devices run. Both
+accumulate in float32, break ties to the lower index, and on a GPU never make the host wait.
 """
 
 from duet_kernels.cls_score import cls_score
+from duet_kernels.dispatch import implementation, to_device, to_device_at_once
 from duet_kernels.gather import gather_rows
 from duet_kernels.guided_score import guided_score
 from duet_kernels.keep import keep_highest
 from duet_kernels.merge import select_and_merge
+from duet_kernels.place_rows import BlockTables, SegmentBuffers, place_rows
 
-__all__ = ["cls_score", "gather_rows", "guided_score", "keep_highest", "select_and_merge"]
+__all__ = [
+    "BlockTables",
+    "SegmentBuffers",
+    "cls_score",
+    "gather_rows",
+    "guided_score",
+    "implementation",
+    "keep_highest",
+    "place_rows",
+    "select_and_merge",
+    "to_device",
+    "to_device_at_once",
+]

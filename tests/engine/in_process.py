@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 IMAGE_TOKEN_ID = 4
+DEFAULT_RUNNER = "v2" if torch.cuda.is_available() else "v1"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class InProcessEngine:
         }
         self.llm = LLM(str(checkpoint), **{**defaults, **engine_args})
         self.engine = self.llm.llm_engine
+        runner = "v2" if self.core.vllm_config.use_v2_model_runner else "v1"
+        assert runner == os.environ.get("DUET_TEST_RUNNER", DEFAULT_RUNNER)
         self._num_requests = 0
 
     @property

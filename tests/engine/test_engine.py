@@ -107,19 +107,25 @@ def test_a_small_token_budget_changes_nothing(engine, undisturbed):
 
 def test_preempted_requests_choose_the_same_tokens_again(engine, undisturbed):
     """Together they outgrow the cache while they decode."""
-    asks = [replace(ask, max_tokens=60) for ask in mixed_asks() if ask.images]
-    alone = [engine.tokens(ask)[0] for ask in asks]
-    ids = [engine.add(ask) for ask in asks]
-    num_preempted, finished = 0, {}
+    asks = [replace(ask, max_tokens=50) for ask in mixed_asks() if ask.images]
+    undisturbed, num_preempted = [], []
+    for batch in (asks[:3], asks[3:]):
+        undisturbed += run_counting_preemptions(engine, batch, num_preempted)
+    assert sum(num_preempted) == 0, "these were to be undisturbed"
+
+    assert run_counting_preemptions(engine, asks, num_preempted) == undisturbed
+    assert num_preempted[-1] > 0, "the cache was large enough: this test tests nothing"
+
+
+def run_counting_preemptions(engine, asks: list[Ask], num_preempted: list[int]) -> list[list[int]]:
+    """The asks' tokens; appends how many requests with a plan were preempted."""
+    ids, finished, preempted = [engine.add(ask) for ask in asks], {}, set()
     while engine.engine.has_unfinished_requests():
         finished |= {output.request_id: output for output in engine.engine.step() if output.finished}
-        plans = engine.scheduler.plans
-        num_preempted = max(
-            num_preempted,
-            sum(1 for r in engine.scheduler.requests.values() if r.num_preemptions and plans.get(r.request_id)),
-        )
-    assert num_preempted > 0, "the cache was large enough: this test tests nothing"
-    assert [list(finished[request_id].outputs[0].token_ids) for request_id in ids] == alone
+        plans, requests = engine.scheduler.plans, engine.scheduler.requests.values()
+        preempted |= {r.request_id for r in requests if r.num_preemptions and plans.get(r.request_id)}
+    num_preempted.append(len(preempted))
+    return [list(finished[request_id].outputs[0].token_ids) for request_id in ids]
 
 
 def test_prefix_cache_serves_uncompressed_requests_only(engine, undisturbed):

@@ -62,11 +62,11 @@ def test_each_case_alone(engine, monkeypatch):
         with monkeypatch.context() as patch:
             seen = Recorder(patch)
             engine.llm.reset_mm_cache()
-            engine.scheduler.reset_encoder_cache()
+            engine.engine.reset_encoder_cache()
             (output,) = engine.generate(ask_of(case))
         assert list(output.token_ids) == case.tokens, case
         assert seen.by_score[0, : case.dominant - 1].tolist() == case.dominant_patch_indices, case
-        torch.testing.assert_close(seen.features.numpy(), case.stage1_features, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(seen.features.cpu().numpy(), case.stage1_features, atol=1e-4, rtol=1e-4)
         moving = [rows for rows, keep in zip(case.kept_rows_per_stage, case.keep, strict=True) if keep < 1]
         assert seen.kept_rows == moving, case
         logprobs = np.array(

@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from duet_kernels import keep_highest
+from duet_kernels import dispatch, keep_highest
 from duet_server.engine import text_stage
 from duet_server.engine.attention import segment_metadata
+from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.request_plans import plan_request
-from duet_server.engine.step_layout import ScheduledRequest, StepLayout
-from duet_server.engine.vllm_internals import CommonAttentionMetadata
+from duet_server.engine.step_layout import ScheduledRequest, StepLayout, move_layout
+from duet_server.engine.vllm_internals import CommonAttentionMetadata, CUDAGraphMode
 from tests.golden_cases import GoldenCase, golden_cases
 
 BLOCK_SIZE = 4
@@ -100,8 +101,9 @@ class FakeLayer:
             scaling=HEAD_DIM**-0.5,
         )
 
-    def input_layernorm(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows / rows.abs().mean(dim=-1, keepdim=True)
+    def input_layernorm(self, rows: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = rows + residual
+        return rows / rows.abs().mean(dim=-1, keepdim=True), rows
 
     def rotate(self, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Each half-pair of a head turned by its position."""
@@ -112,7 +114,8 @@ class FakeLayer:
 
     def naive_score(self, request_idx: int) -> Score:
         def score(request: Request, before: list[int]) -> dict[int, float]:
-            states = self.input_layernorm(self.tokens[request_idx, before]) @ self.weight
+            tokens = self.tokens[request_idx, before]
+            states = self.input_layernorm(tokens, torch.zeros_like(tokens))[0] @ self.weight
             positions = torch.arange(len(before))
             query, key, _ = states.split([HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM], dim=-1)
             query = self.rotate(positions, query).view(-1, HEADS, HEAD_DIM).double()
@@ -156,7 +159,34 @@ def block_tables(num_requests: int, segment_idx: int) -> torch.Tensor:
     return blocks.view(num_requests, num_blocks).int()
 
 
-def check_segment(layout: StepLayout, requests: list[Request], segment_idx: int, held: list[list[int]]) -> None:
+def layer_name(segment_idx: int) -> str:
+    return f"layer {segment_idx}"
+
+
+def begun_step(
+    requests: list[Request],
+    num_segments: int,
+    tables: list[torch.Tensor] | None = None,
+    graphs: CUDAGraphMode = CUDAGraphMode.NONE,
+) -> CurrentStep:
+    """A step as a runner's hook begins it, one KV-cache group a segment."""
+    config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=10, max_num_batched_tokens=10 * MOST_TOKENS),
+        compilation_config=SimpleNamespace(cudagraph_mode=graphs),
+    )
+    groups = [
+        SimpleNamespace(kv_cache_spec=SimpleNamespace(segment_idx=idx), layer_names=[layer_name(idx)])
+        for idx in range(num_segments)
+    ]
+    step = CurrentStep(num_segments, config)
+    tables = tables or [block_tables(len(requests), idx) for idx in range(num_segments)]
+    step.allocate(SimpleNamespace(kv_cache_groups=groups), tables, [BLOCK_SIZE] * num_segments)
+    common = common_metadata(requests, tables[0])
+    step.begin([request.planned(num_segments) for request in requests], common.seq_lens, common.num_actual_tokens)
+    return step
+
+
+def check_segment(step: CurrentStep, requests: list[Request], segment_idx: int, held: list[list[int]]) -> None:
     block_table = block_tables(len(requests), segment_idx)
     rows = [step_rows(request, tokens) for request, tokens in zip(requests, held, strict=True)]
     counts, positions = [len(part) for part in rows], [position for part in rows for _, position in part]
@@ -168,12 +198,12 @@ def check_segment(layout: StepLayout, requests: list[Request], segment_idx: int,
     ]
     seq_lens = list(map(len, held))
 
-    view = segment_metadata(common_metadata(requests, block_table), layout, segment_idx, BLOCK_SIZE)
+    view = segment_metadata(common_metadata(requests, block_table), step, layer_name(segment_idx))
     assert view.query_start_loc.tolist() == view.query_start_loc_cpu.tolist() == starts
     assert view.seq_lens.tolist() == view.seq_lens_cpu_upper_bound.tolist() == seq_lens
-    assert view.seq_lens.dtype == view.query_start_loc.dtype == torch.int32
+    assert view.seq_lens.dtype == view.query_start_loc.dtype == view.query_start_loc_cpu.dtype == torch.int32
     assert (view.max_query_len, view.max_seq_len, view.num_actual_tokens) == (max(counts), max(seq_lens), sum(counts))
-    assert view.positions.tolist() == layout.segment(segment_idx).positions.tolist() == positions
+    assert view.positions.tolist() == step.buffers.positions[segment_idx, : sum(counts)].tolist() == positions
     assert view.slot_mapping.tolist() == slots
     assert view.slot_mapping.dtype == torch.int64
     assert view._num_computed_tokens_cache is view._token_to_req_indices_cache is None
@@ -183,19 +213,22 @@ def check_segment(layout: StepLayout, requests: list[Request], segment_idx: int,
 def check_step(requests: list[Request], num_segments: int) -> None:
     """Every segment and boundary of a step, against token lists in which the fake layer's scores choose."""
     layer = FakeLayer()
-    layout = StepLayout([request.planned(num_segments) for request in requests], num_segments, torch.device("cpu"))
+    step = begun_step(requests, num_segments)
     all_held = [held_tokens(request, num_segments, layer.naive_score(idx)) for idx, request in enumerate(requests)]
+    if step.layout is None:
+        assert all(len(set(map(len, held))) == 1 for held in all_held)
+        return
     before: list[tuple[int, int]] = []
     for segment_idx in range(num_segments):
         held = [segments[segment_idx] for segments in all_held]
-        check_segment(layout, requests, segment_idx, held)
+        check_segment(step, requests, segment_idx, held)
         rows = [(idx, token) for idx, request in enumerate(requests) for token, _ in step_rows(request, held[idx])]
         if segment_idx > 0:
-            boundary = layout.boundaries[segment_idx - 1]
+            boundary = step.boundaries[segment_idx - 1]
             if boundary is None:
                 assert rows == before
             else:
-                positions = layout.segment(segment_idx - 1).positions
+                positions = step.buffers.positions[segment_idx - 1]
                 states = layer.tokens[[idx for idx, _ in before], [token for _, token in before]]
                 with mock.patch.object(text_stage, "get_tensor_model_parallel_world_size", return_value=1):
                     kept = text_stage.surviving_rows(boundary, layer, positions, states * 0.25, states * 0.75)
@@ -274,50 +307,74 @@ def test_any_step(step: tuple[list[Request], int]):
 def test_a_step_in_numbers():
     """A prefill of 10 rows of which 4 of 6 go, beside the decoding of a request that dropped 3."""
     requests = [Request(10, 10, pools=((2, 8),), keep=(0.4,)), Request(9, 1, 11, ((1, 7),), (0.5,))]
-    layout = StepLayout([request.planned(2) for request in requests], 2, torch.device("cpu"))
-    common = common_metadata(requests, torch.tensor([[5, 1, 9], [7, 0, 2]], dtype=torch.int32))
-    view = segment_metadata(common, layout, 1, BLOCK_SIZE)
+    block_table = torch.tensor([[5, 1, 9], [7, 0, 2]], dtype=torch.int32)
+    step = begun_step(requests, 2, [block_table, block_table])
+    view = segment_metadata(common_metadata(requests, block_table), step, layer_name(1))
 
     assert view.query_start_loc.tolist() == [0, 6, 7]
     assert view.seq_lens.tolist() == [6, 9]
     assert view.positions.tolist() == [0, 1, 2, 3, 4, 5, 8]
     assert view.slot_mapping.tolist() == [20, 21, 22, 23, 4, 5, 8]
-    (boundary,) = layout.boundaries
+    assert step.buffers.slot_mapping[1, 7:11].tolist() == [-1] * 4
+    (boundary,) = step.boundaries
     assert boundary.rows[[0, 1, 4, 5, 6]].tolist() == [0, 1, 8, 9, 10]
-    (scored,) = boundary.scored
-    assert scored.key_rows.tolist() == list(range(10))
-    assert scored.guiding_keys.tolist() == scored.query_positions.tolist() == [8, 9]
-    assert scored.targets.tolist() == [2, 3]
+    assert {name: array.tolist() for name, array in boundary.scored._asdict().items()} == {
+        "key_rows": list(range(10)),
+        "guiding_keys": [8, 9],
+        "query_positions": [8, 9],
+        "cu_queries": [0, 2],
+        "cu_keys": [0, 10],
+        "pool_start": [2],
+        "pool_length": [6],
+        "pool_request": [0],
+        "num_keep": [2],
+        "first_row": [2],
+        "target": [2],
+    }
+    assert (boundary.max_queries, boundary.max_keys, boundary.max_pool) == (2, 10, 6)
 
 
 def test_pools_that_stay_or_go_whole_are_not_scored():
     requests = [Request(9, 9, pools=((2, 8),), keep=(0.0,)), Request(5, 5)]
-    (boundary,) = StepLayout([request.planned(2) for request in requests], 2, torch.device("cpu")).boundaries
+    (boundary,) = StepLayout([request.planned(2) for request in requests], 2).boundaries
 
-    assert boundary.scored == ()
+    assert boundary.scored is None
     assert boundary.rows.tolist() == [0, 1, 8, 9, 10, 11, 12, 13]
 
 
 def test_a_step_without_a_prefill_that_drops_has_no_boundary():
     requests = [Request(21, 1, 24, TWO_POOLS.pools, (0.6, 0.0)), Request(40, 40, pools=((3, 9),))]
-    layout = StepLayout([request.planned(3) for request in requests], 3, torch.device("cpu"))
+    layout = StepLayout([request.planned(3) for request in requests], 3)
 
     assert layout.boundaries == (None, None)
     assert layout.has_drops
 
 
 def test_requests_that_never_dropped_have_no_drops():
-    assert not StepLayout([Request(40, 40).planned(3), PADDING.planned(3)], 3, torch.device("cpu")).has_drops
+    assert not StepLayout([Request(40, 40).planned(3), PADDING.planned(3)], 3).has_drops
+
+
+def test_everything_reaches_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch):
+    copies = mock.Mock(side_effect=dispatch.to_device)
+    monkeypatch.setattr(dispatch, "to_device", copies)
+    layout = StepLayout([request.planned(3) for request in STEPS["mixed"]], 3)
+
+    moved = move_layout(layout, torch.device("cpu"))
+
+    copies.assert_called_once()
+    assert moved.starts.tolist() == layout.starts.tolist()
+    for boundary, planned in zip(moved.boundaries, layout.boundaries, strict=True):
+        assert [array.tolist() for array in boundary.arrays] == [array.tolist() for array in planned.arrays]
 
 
 @pytest.mark.parametrize("knows_upper_bound", [True, False], ids=["upper bound", "no upper bound"])
 def test_the_shared_metadata_is_not_modified(knows_upper_bound: bool):
     requests, block_table = STEPS["mixed"], block_tables(9, 0)
-    layout = StepLayout([request.planned(3) for request in requests], 3, torch.device("cpu"))
+    step = begun_step(requests, 3)
     common, untouched = common_metadata(requests, block_table), common_metadata(requests, block_table)
     if not knows_upper_bound:
         common.seq_lens_cpu_upper_bound = untouched.seq_lens_cpu_upper_bound = None
-    views = [segment_metadata(common, layout, segment_idx, BLOCK_SIZE) for segment_idx in (2, 1, 0)]
+    views = [segment_metadata(common, step, layer_name(segment_idx)) for segment_idx in (2, 1, 0)]
 
     assert (views[0].seq_lens_cpu_upper_bound is None) is not knows_upper_bound
     for name, value in vars(untouched).items():
@@ -325,17 +382,33 @@ def test_the_shared_metadata_is_not_modified(knows_upper_bound: bool):
         assert now.equal(value) if isinstance(value, torch.Tensor) else now == value, name
 
 
-def test_without_a_layout_the_metadata_is_vllms_own():
-    common = common_metadata([Request(7, 7)], block_tables(1, 0))
+def test_without_drops_the_metadata_is_vllms_own():
+    requests = [Request(7, 7)]
+    common = common_metadata(requests, block_tables(1, 0))
 
-    assert segment_metadata(common, None, 2, BLOCK_SIZE) is common
+    assert segment_metadata(common, begun_step(requests, 3), layer_name(2)) is common
 
 
-def test_positions_wait_for_the_metadata():
-    layout = StepLayout([TWO_POOLS.planned(3)], 3, torch.device("cpu"))
+def test_a_graph_reads_the_same_memory_whoever_decodes():
+    """Captured over requests that drop nothing, replayed for others, padded to the graph's size."""
+    captured = [Request(5, 1, 5)] * 3
+    replayed = [Request(21, 1, 24, TWO_POOLS.pools, (0.6, 0.0)), Request(7, 1, 12), PADDING]
+    tables = [block_tables(3, idx) for idx in range(3)]
+    step = begun_step(captured, 3, tables, CUDAGraphMode.FULL_DECODE_ONLY)
+    read = [segment_metadata(common_metadata(captured, tables[idx]), step, layer_name(idx)) for idx in range(3)]
+    seq_lens = torch.tensor([25, 13, 0], dtype=torch.int32)
+    step.begin([request.planned(3) for request in replayed], seq_lens, num_rows=3)
 
-    with pytest.raises(AssertionError, match="metadata"):
-        _ = layout.segment(1).positions
+    dropped = [0, 5, 12]  # of pools of 7 and 5 stay 4 and 3, then none
+    for segment_idx, view in enumerate(read):
+        assert view.max_seq_len == 6  # what the capture was given
+        assert view.query_start_loc.tolist() == [0, 1, 2, 2]
+        assert view.seq_lens.tolist() == [25 - dropped[segment_idx], 13, 0]
+        positions = [24 - dropped[segment_idx], 12]
+        assert view.positions.tolist() == [*positions, 0]
+        blocks = [int(tables[segment_idx][row, position // BLOCK_SIZE]) for row, position in enumerate(positions)]
+        slots = [block * BLOCK_SIZE + position % BLOCK_SIZE for block, position in zip(blocks, positions, strict=True)]
+        assert view.slot_mapping.tolist() == [*slots, -1]
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=str)
@@ -346,16 +419,15 @@ def test_the_authors_rows_go_on(case: GoldenCase):
     request = Request(
         case.prefill_len, case.prefill_len, 0, pools, tuple(case.keep), "salient", tuple(case.guiding_rows)
     )
-    layout = StepLayout([request.planned(num_segments)], num_segments, torch.device("cpu"))
-    for segment_idx, (boundary, rows) in enumerate(zip(layout.boundaries, case.kept_rows_per_stage, strict=True), 1):
+    layout = StepLayout([request.planned(num_segments)], num_segments)
+    moved = move_layout(layout, torch.device("cpu")).boundaries
+    for segment_idx, (boundary, rows) in enumerate(zip(moved, case.kept_rows_per_stage, strict=True), 1):
         if boundary is None:
-            assert rows == list(range(layout.segment(segment_idx).num_rows))
-        elif not boundary.scored:
-            assert boundary.rows.tolist() == rows
-        else:
-            (scored,) = boundary.scored
+            assert rows == list(range(layout.num_rows[segment_idx]))
+            continue
+        if boundary.scored is not None:
+            scored = boundary.scored
             score = torch.isin(scored.key_rows, torch.tensor(rows)).float()
-            kept = keep_highest(
-                score, scored.pool_start, scored.pool_length, scored.num_keep, scored.max_pool, len(scored.targets)
-            )
-            assert boundary.rows.index_copy(0, scored.targets, scored.key_rows[kept]).tolist() == rows
+            pools = scored.pool_start, scored.pool_length, scored.num_keep, scored.first_row, scored.target
+            keep_highest(score, *pools, boundary.rows)
+        assert boundary.rows.tolist() == rows

@@ -4,10 +4,11 @@ import functools
 from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 
+from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.kv_cache import SegmentSpec
-from duet_server.engine.step_layout import StepLayout
 from duet_server.engine.vllm_internals import (
     Attention,
     AttentionBackend,
@@ -17,13 +18,6 @@ from duet_server.engine.vllm_internals import (
     VllmConfig,
     subclass_attention_backend_with_overrides,
 )
-
-
-class CurrentStep:
-    """Holder of the running step's layout, shared by the runner, the model and its attention layers."""
-
-    def __init__(self) -> None:
-        self.layout: StepLayout | None = None  # None: a step in which nothing was ever dropped
 
 
 class SegmentAttention(Attention):
@@ -84,9 +78,7 @@ def segment_backend(underlying: type[AttentionBackend]) -> type[AttentionBackend
             self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
         ) -> AttentionMetadata:
             layer = self.vllm_config.compilation_config.static_forward_context[self.layer_names[0]]
-            common = segment_metadata(
-                common_attn_metadata, layer.step.layout, layer.segment_idx, self.kv_cache_spec.block_size
-            )
+            common = segment_metadata(common_attn_metadata, layer.step, layer.layer_name)
             metadata = super().build(common_prefix_len, common, fast_build)
             metadata.slot_mapping = common.slot_mapping
             return metadata
@@ -120,26 +112,28 @@ def segment_backend(underlying: type[AttentionBackend]) -> type[AttentionBackend
     )
 
 
-def segment_metadata(
-    common: CommonAttentionMetadata, layout: StepLayout | None, segment_idx: int, block_size: int
-) -> CommonAttentionMetadata:
-    """The step's metadata as one segment sees it; a copy, since all groups share the original."""
+def segment_metadata(common: CommonAttentionMetadata, step: CurrentStep, layer_name: str) -> CommonAttentionMetadata:
+    """The step's metadata as one layer's segment sees it; a copy, since all groups share the original."""
+    layout = step.layout
     if layout is None:
         return common
-    rows = layout.segment(segment_idx)
-    seq_lens, positions, request_idx = rows.locate(common.seq_lens)
+    group_idx, segment_idx = step.place_of_layer(layer_name)
+    num_reqs = common.num_reqs
+    num_rows = common.num_actual_tokens - layout.num_rows[0] + layout.num_rows[segment_idx]  # padding included
     view = copy(common)
-    view.query_start_loc = rows.query_start_loc
-    view.query_start_loc_cpu = rows.query_start_loc_cpu
-    view.seq_lens = seq_lens
+    view.query_start_loc = step.buffers.query_start_loc[segment_idx, : num_reqs + 1]
+    view.query_start_loc_cpu = torch.from_numpy(layout.starts[segment_idx].astype(np.int32))
+    view.seq_lens = step.buffers.seq_lens[segment_idx, :num_reqs]
     if common.seq_lens_cpu_upper_bound is not None:
-        view.seq_lens_cpu_upper_bound = common.seq_lens_cpu_upper_bound - rows.dropped_cpu
-        view.max_seq_len = int(view.seq_lens_cpu_upper_bound.max())
-    view.max_query_len = rows.max_query_len
-    view.num_actual_tokens = rows.num_rows
-    view.positions = positions
-    blocks = common.block_table_tensor[request_idx, positions // block_size]
-    view.slot_mapping = blocks.long() * block_size + positions % block_size
+        view.seq_lens_cpu_upper_bound = common.seq_lens_cpu_upper_bound - torch.from_numpy(
+            layout.dropped[segment_idx].astype(np.int32)
+        )
+        if layout.has_drops:  # a graph is captured with a bound of its own
+            view.max_seq_len = int(view.seq_lens_cpu_upper_bound.max())
+    view.max_query_len = layout.max_query_lens[segment_idx]
+    view.num_actual_tokens = num_rows
+    view.positions = step.buffers.positions[segment_idx, :num_rows]
+    view.slot_mapping = step.buffers.slot_mapping[group_idx, :num_rows]
     view._num_computed_tokens_cache = None
     view._token_to_req_indices_cache = None
     return view

@@ -5,11 +5,17 @@ from typing import Any
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-from duet_server.engine.vllm_internals import VllmConfig, current_platform
+from duet_server.engine.vllm_internals import CUDAGraphMode, VllmConfig, current_platform, init_logger
 from duet_server.plan import check_boundaries, default_boundaries
 
+logger = init_logger(__name__)
+
 SCHEDULER = "duet_server.engine.scheduler.DuetScheduler"
-CPU_WORKER = "duet_server.engine.worker_cpu.DuetCPUWorker"
+WORKERS = {
+    "cpu": "duet_server.engine.worker_cpu.DuetCPUWorker",
+    "cuda": "duet_server.engine.worker_cuda.DuetCUDAWorker",
+}
+GRAPH_MODES = (None, CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
 
 
 def register_models() -> None:
@@ -28,13 +34,20 @@ class DuetLlavaConfig(VerifyAndUpdateConfig):
 
         check_config(vllm_config)
         _refuse_unsupported(vllm_config)
+        if current_platform.device_type == "cuda":
+            logger.warning_once(
+                "DUET's engine has not been proven on a GPU yet: `make test-gpu` checks it, `make bench-gpu` measures."
+            )
         _set_boundaries(vllm_config)
         scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
         scheduler.disable_hybrid_kv_cache_manager = False
         if scheduler.scheduler_cls is None:
             scheduler.scheduler_cls = SCHEDULER
-        if parallel.worker_cls == "auto" and current_platform.is_cpu():
-            parallel.worker_cls = CPU_WORKER
+        if parallel.worker_cls == "auto":
+            parallel.worker_cls = WORKERS[current_platform.device_type]
+        # Graphs of single decoding steps alone: a prefill that drops changes its number of rows on the way.
+        if vllm_config.compilation_config.cudagraph_mode is None:
+            vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
 
 
 def _set_boundaries(vllm_config: VllmConfig) -> None:
@@ -52,8 +65,9 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     """Raise for vLLM features whose tokens would not be right with segments of different length."""
     parallel: Any = vllm_config.parallel_config
     cache: Any = vllm_config.cache_config
+    graphs = vllm_config.compilation_config.cudagraph_mode
     in_use = {
-        "platforms other than CPU": not current_platform.is_cpu(),
+        f"the platform {current_platform.device_type}": current_platform.device_type not in WORKERS,
         "speculative decoding": vllm_config.speculative_config is not None,
         "KV connectors": vllm_config.kv_transfer_config is not None or cache.kv_offloading_size is not None,
         "EC connectors": vllm_config.ec_transfer_config is not None,
@@ -62,6 +76,8 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "dual-batch overlap": parallel.enable_dbo,
         "LoRA": vllm_config.lora_config is not None,
+        f"cudagraph_mode {graphs.name if graphs else None}": graphs not in GRAPH_MODES,
+        "CUDA graphs of the vision tower": vllm_config.compilation_config.cudagraph_mm_encoder,
         "long_prefill_token_threshold": vllm_config.scheduler_config.long_prefill_token_threshold > 0,
     }
     refused = [name for name, used in in_use.items() if used]

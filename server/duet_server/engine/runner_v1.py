@@ -1,44 +1,56 @@
-"""The worker's side under vLLM's V1 model runner: hand every step's plans to the attention metadata and the model."""
+"""The worker's side under vLLM's V1 model runner: every step begun before its attention metadata is built."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from duet_server.engine.request_plans import RequestPlans, visual_spans
-from duet_server.engine.step_layout import ScheduledRequest, StepLayout
+from duet_server.engine.step_layout import ScheduledRequest
+from duet_server.engine.vllm_internals import KVCacheConfig
 from duet_server.plan import RequestPlan
+
+PADDING = ScheduledRequest(None, 0, 0)
 
 
 class PlansMixin:
-    """Two hooks on ``GPUModelRunner``: before attention metadata is built, and when a request is forgotten."""
+    """Three hooks on ``GPUModelRunner``: the KV cache is there, metadata is to be built, a request is forgotten."""
 
     @functools.cached_property
     def plans(self: Any) -> RequestPlans:
         return RequestPlans(len(self.model.decoder.segments) - 1)
 
+    def initialize_kv_cache(self: Any, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
+        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
+        tables = self.input_batch.block_table.block_tables
+        self.model.decoder.step.allocate(
+            self.kv_cache_config, [table.block_table.gpu for table in tables], [table.block_size for table in tables]
+        )
+
     def _build_attention_metadata(self: Any, **kwargs: Any) -> Any:
-        # The batch order is final here. Profiling and graph capture come without scheduled tokens: nothing drops.
-        scheduled = kwargs.get("num_scheduled_tokens")
         num_reqs = kwargs["num_reqs"]
-        layout = self._step_layout(scheduled, num_reqs, kwargs.get("num_reqs_padded")) if scheduled else None
-        self.model.decoder.step.layout = layout
+        num_reqs_padded = kwargs.get("num_reqs_padded") or num_reqs
+        # The batch order is final here. Profiling and graph capture come without scheduled tokens: nothing drops.
+        if kwargs.get("num_scheduled_tokens"):
+            requests = self._scheduled_requests(kwargs["num_scheduled_tokens"], num_reqs)
+        else:
+            requests = [ScheduledRequest(None, 0, kwargs["max_query_len"])] * num_reqs
+        self.model.decoder.step.begin(
+            [*requests, *[PADDING] * (num_reqs_padded - num_reqs)],
+            self.seq_lens[:num_reqs_padded],
+            kwargs.get("num_tokens_padded") or kwargs["num_tokens"],
+        )
         return super()._build_attention_metadata(**kwargs)  # type: ignore[misc]
 
     def _on_request_state_removed(self: Any, req_id: str, req_state: Any) -> None:
         super()._on_request_state_removed(req_id, req_state)  # type: ignore[misc]
         self.plans.remove(req_id)
 
-    def _step_layout(
-        self: Any, num_scheduled: Mapping[str, int], num_reqs: int, num_reqs_padded: int | None
-    ) -> StepLayout | None:
+    def _scheduled_requests(self: Any, num_scheduled: dict[str, int], num_reqs: int) -> Sequence[ScheduledRequest]:
         computed = self.input_batch.num_computed_tokens_cpu
-        requests = [
+        return [
             ScheduledRequest(self._plan(req_id), int(computed[idx]), num_scheduled[req_id])
             for idx, req_id in enumerate(self.input_batch.req_ids[:num_reqs])
         ]
-        requests += [ScheduledRequest(None, 0, 0)] * ((num_reqs_padded or num_reqs) - num_reqs)
-        layout = StepLayout(requests, self.plans.num_boundaries + 1, self.device)
-        return layout if layout.has_drops else None
 
     def _plan(self: Any, req_id: str) -> RequestPlan | None:
         """The request's plan, rebuilt from the state that vLLM sent along with it."""
@@ -50,6 +62,11 @@ class PlansMixin:
         return self.plans.get(req_id)
 
 
-def adopt_runner(runner: Any) -> None:
-    """Give a worker's V1 runner the hooks. Workers build their runner by name, so its class is exchanged afterwards."""
-    runner.__class__ = type(f"Duet{type(runner).__name__}", (PlansMixin, type(runner)), {})
+def adopt_runner(worker: Any) -> None:
+    """Give a worker's V1 runner the hooks. Workers build their runner by name, so its class is exchanged afterwards.
+
+    The V2 runner needs none of it: it asks the model for its hooks.
+    """
+    if not worker.vllm_config.use_v2_model_runner:
+        runner = worker.model_runner
+        runner.__class__ = type(f"Duet{type(runner).__name__}", (PlansMixin, type(runner)), {})

@@ -3,14 +3,16 @@
 Only *which* visual tokens survive is decided on the device; how many, and so all lengths, positions and places, is not.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
 
+from duet_kernels import to_device_at_once
 from duet_server.plan import RequestPlan, text_row
 
 
@@ -38,47 +40,60 @@ class ScheduledRequest:
         return self.plan.segments[segment_idx].dropped if self.plan else 0
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredRows:
-    """Requests of about one size that have to be scored at a boundary; all sizes are known on the host."""
+Array: TypeAlias = np.ndarray | torch.Tensor  # of integers: planned as the first, read by the model as the second
 
-    key_rows: torch.Tensor  # [keys] rows of the segment before, request after request
-    guiding_keys: torch.Tensor  # [queries] which of the keys guide
-    query_positions: torch.Tensor  # [queries] the same, counted from the request's first key
-    cu_queries: torch.Tensor  # [requests + 1]
-    cu_keys: torch.Tensor  # [requests + 1]
-    pool_start: torch.Tensor  # [pools] in keys
-    pool_length: torch.Tensor  # [pools]
-    num_keep: torch.Tensor  # [pools]
-    targets: torch.Tensor  # [sum(num_keep)] rows of the segment after that the survivors take
-    max_queries: int
-    max_keys: int
-    max_pool: int
+
+class ScoredRows(NamedTuple):
+    """Requests of which a boundary has to choose tokens, and the pools it chooses from."""
+
+    key_rows: Array  # [keys] rows of the segment before, request after request
+    guiding_keys: Array  # [queries] which of the keys guide
+    query_positions: Array  # [queries] the same, counted from the request's first key
+    cu_queries: Array  # [requests + 1]
+    cu_keys: Array  # [requests + 1]
+    pool_start: Array  # [pools] in keys
+    pool_length: Array  # [pools]
+    pool_request: Array  # [pools]
+    num_keep: Array  # [pools]
+    first_row: Array  # [pools] the pool's first row of the segment before
+    target: Array  # [pools] the first row of the segment after that the survivors take
 
 
 @dataclass(frozen=True, slots=True)
 class BoundaryRows:
     """How the rows of one segment follow from those of the segment before."""
 
-    rows: torch.Tensor  # [rows after] rows of the segment before; survivors' places hold any row of it
-    scored: tuple[ScoredRows, ...]  # by size of request; empty where nothing is to be chosen
+    rows: Array  # [rows after] rows of the segment before; survivors' places hold any row of it
+    scored: ScoredRows | None = None  # None where nothing is to be chosen
+    max_queries: int = 0  # the most of any request that is scored
+    max_keys: int = 0
+    max_pool: int = 0
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        return (self.rows, *(self.scored or ()))
+
+    def with_arrays(self, rows: Array, *scored: Array) -> Self:
+        return replace(self, rows=rows, scored=ScoredRows(*scored) if scored else None)
 
 
 class StepLayout:
-    """The layout of one step. Immutable; segments and boundaries are built when first asked for."""
+    """The layout of one step; immutable."""
 
-    def __init__(self, requests: Sequence[ScheduledRequest], num_segments: int, device: torch.device) -> None:
+    def __init__(self, requests: Sequence[ScheduledRequest], num_segments: int) -> None:
         self.requests = requests
         self.num_segments = num_segments
-        self.device = device
-        self._segments: dict[int, SegmentRows] = {}
+        counts = np.array([[request.num_rows(idx) for request in requests] for idx in range(num_segments)])
+        self.starts = np.pad(counts.cumsum(axis=1), ((0, 0), (1, 0)))  # [segments, requests + 1]
+        self.dropped = np.array([[request.dropped(idx) for request in requests] for idx in range(num_segments)])
+        self.max_query_lens: list[int] = counts.max(axis=1).tolist()  # by segment
 
-    def segment(self, segment_idx: int) -> "SegmentRows":
-        if segment_idx not in self._segments:
-            self._segments[segment_idx] = SegmentRows(self, segment_idx)
-        return self._segments[segment_idx]
+    @property
+    def num_rows(self) -> list[int]:
+        """By segment."""
+        return self.starts[:, -1].tolist()
 
-    @cached_property
+    @property
     def has_drops(self) -> bool:
         """Whether any request holds fewer tokens in some segment, in this step or since an earlier one."""
         return any(request.plan is not None for request in self.requests)
@@ -90,65 +105,41 @@ class StepLayout:
             return (None,) * (self.num_segments - 1)
         return tuple(_boundary_rows(self, idx) for idx in range(1, self.num_segments))
 
-    def to_device(self, values: Sequence[int] | np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.int64)).to(self.device, non_blocking=True)
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """What the device reads of a step's layout."""
+
+    dropped: torch.Tensor  # [segments, requests]
+    starts: torch.Tensor  # [segments, requests + 1]
+    boundaries: tuple[BoundaryRows | None, ...]  # of tensors
 
 
-class SegmentRows:
-    """One segment's rows in this step."""
-
-    def __init__(self, layout: StepLayout, segment_idx: int) -> None:
-        counts = [request.num_rows(segment_idx) for request in layout.requests]
-        self.num_rows = sum(counts)
-        self.max_query_len = max(counts, default=0)
-        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # [requests + 1]
-        dropped = np.array([request.dropped(segment_idx) for request in layout.requests], dtype=np.int32)
-        self.dropped_cpu = torch.from_numpy(dropped)  # [requests]
-        self.dropped = self.dropped_cpu.to(layout.device, non_blocking=True)
-        self.query_start_loc_cpu = torch.from_numpy(self.starts.astype(np.int32))  # [requests + 1]
-        self.query_start_loc = self.query_start_loc_cpu.to(layout.device, non_blocking=True)
-        self._located: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-    def locate(self, seq_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sequence lengths ``[requests]``, and of every row its position in the closed-up sequence and its request.
-
-        Args:
-            seq_lens: ``[requests]``, the lengths before anything dropped; the same for all groups of a step.
-        """
-        if self._located is None:
-            held = seq_lens - self.dropped
-            row = torch.arange(self.num_rows, device=held.device)
-            request_idx = torch.searchsorted(self.query_start_loc[1:], row, right=True)
-            self._located = held, row + (held - self.query_start_loc[1:])[request_idx], request_idx
-        return self._located
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """``[rows]`` int64, once the segment's attention metadata is built."""
-        assert self._located is not None, "the attention metadata of this segment was not built"
-        return self._located[1]
+def move_layout(layout: StepLayout, device: torch.device) -> DeviceLayout:
+    """Everything in one copy, for which the host does not wait."""
+    arrays = [boundary.arrays if boundary else () for boundary in layout.boundaries]
+    dropped, starts, *rest = to_device_at_once([layout.dropped, layout.starts, *chain(*arrays)], device)
+    tensors = iter(rest)
+    boundaries = tuple(
+        boundary and boundary.with_arrays(*islice(tensors, len(own)))
+        for boundary, own in zip(layout.boundaries, arrays, strict=True)
+    )
+    return DeviceLayout(dropped, starts, boundaries)
 
 
 def _boundary_rows(layout: StepLayout, segment_idx: int) -> BoundaryRows | None:
-    before, after = layout.segment(segment_idx - 1), layout.segment(segment_idx)
-    if before.num_rows == after.num_rows:
+    before, after = layout.starts[segment_idx - 1], layout.starts[segment_idx]
+    if before[-1] == after[-1]:
         return None
     pieces: list[np.ndarray] = []
-    scored: dict[tuple[int, int], _ScoredRowsBuilder] = defaultdict(_ScoredRowsBuilder)
-    for request, start, new_start in zip(layout.requests, before.starts, after.starts, strict=False):
+    builder = _ScoredRowsBuilder()
+    for request, start, new_start in zip(layout.requests, before.tolist(), after.tolist(), strict=False):
         if not request.prefills_plan:
             pieces.append(np.arange(start, start + request.num_rows(segment_idx)))
             continue
         pieces.append(start + _static_rows(request, segment_idx))
-        scored[_size(request, segment_idx)].add(request, segment_idx, int(start), int(new_start))
-    groups = [builder.build(layout) for builder in scored.values() if builder.pools]
-    return BoundaryRows(layout.to_device(np.concatenate(pieces)), tuple(groups))
-
-
-def _size(request: ScheduledRequest, segment_idx: int) -> tuple[int, int]:
-    """Powers of two: scores are computed on padded rows, and a short request is not to pay for a long one."""
-    assert request.plan is not None
-    return request.plan.segments[segment_idx - 1].num_tokens.bit_length(), len(request.plan.guiding).bit_length()
+        builder.add(request, segment_idx, start, new_start)
+    return builder.build(np.concatenate(pieces))
 
 
 def _static_rows(request: ScheduledRequest, segment_idx: int) -> np.ndarray:
@@ -162,14 +153,13 @@ def _static_rows(request: ScheduledRequest, segment_idx: int) -> np.ndarray:
 
 
 class _ScoredRowsBuilder:
-    """Collects the requests of one size of which a boundary must choose tokens."""
+    """Collects the requests of which a boundary must choose tokens."""
 
     def __init__(self) -> None:
         self.key_rows: list[np.ndarray] = []
         self.positions: list[np.ndarray] = []
-        self.num_keys: list[int] = []
-        self.pools: list[tuple[int, int, int]] = []  # start in keys, length, keep
-        self.targets: list[np.ndarray] = []
+        self.pools: list[tuple[int, ...]] = []  # ScoredRows' columns from pool_start on
+        self.num_keys = 0
 
     def add(self, request: ScheduledRequest, segment_idx: int, start: int, new_start: int) -> None:
         plan = request.plan
@@ -178,31 +168,27 @@ class _ScoredRowsBuilder:
         pools = [(o, n) for o, n in zip(old.pools, new.pools, strict=True) if 0 < len(n) < len(o)]
         if not pools:
             return  # pools that stay whole or go entirely need no scores
-        first_key = sum(self.num_keys)
+        self.pools += [
+            (self.num_keys + o.start, len(o), len(self.key_rows), len(n), start + o.start, new_start + n.start)
+            for o, n in pools
+        ]
         # Guiding rows are prompt rows, and no prompt row attends to the outputs behind it.
-        self.num_keys.append(old.num_tokens)
         self.key_rows.append(np.arange(start, start + old.num_tokens))
         self.positions.append(np.array([text_row(plan, segment_idx - 1, row) for row in plan.guiding]))
-        self.pools += [(first_key + o.start, len(o), len(n)) for o, n in pools]
-        self.targets += [np.arange(new_start + n.start, new_start + n.end) for _, n in pools]
+        self.num_keys += old.num_tokens
 
-    def build(self, layout: StepLayout) -> ScoredRows:
-        num_queries = [len(positions) for positions in self.positions]
-        cu_keys = np.concatenate([[0], np.cumsum(self.num_keys)])
-        starts = np.repeat(cu_keys[:-1], num_queries)
+    def build(self, rows: np.ndarray) -> BoundaryRows:
+        if not self.pools:
+            return BoundaryRows(rows)
+        num_queries, num_keys = [[len(part) for part in parts] for parts in (self.positions, self.key_rows)]
+        cu_queries, cu_keys = np.cumsum([0, *num_queries]), np.cumsum([0, *num_keys])
         positions = np.concatenate(self.positions)
-        pool_start, pool_length, num_keep = np.array(self.pools).T
-        return ScoredRows(
-            key_rows=layout.to_device(np.concatenate(self.key_rows)),
-            guiding_keys=layout.to_device(starts + positions),
-            query_positions=layout.to_device(positions),
-            cu_queries=layout.to_device(np.concatenate([[0], np.cumsum(num_queries)])),
-            cu_keys=layout.to_device(cu_keys),
-            pool_start=layout.to_device(pool_start),
-            pool_length=layout.to_device(pool_length),
-            num_keep=layout.to_device(num_keep),
-            targets=layout.to_device(np.concatenate(self.targets)),
+        guiding_keys = np.repeat(cu_keys[:-1], num_queries) + positions
+        pools = np.array(self.pools).T
+        return BoundaryRows(
+            rows,
+            ScoredRows(np.concatenate(self.key_rows), guiding_keys, positions, cu_queries, cu_keys, *pools),
             max_queries=max(num_queries),
-            max_keys=max(self.num_keys),
-            max_pool=int(pool_length.max()),
+            max_keys=max(num_keys),
+            max_pool=int(pools[1].max()),
         )

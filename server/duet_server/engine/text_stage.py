@@ -1,19 +1,23 @@
 """Stage 2: a Llama-family decoder run segment by segment, dropping visual tokens in between."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
 from duet_kernels import gather_rows, guided_score, keep_highest
-from duet_server.engine.attention import CurrentStep, SegmentAttention
+from duet_server.engine.attention import SegmentAttention
+from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.step_layout import BoundaryRows, ScoredRows, StepLayout
 from duet_server.engine.vllm_internals import (
     VllmConfig,
     get_forward_context,
     get_tensor_model_parallel_world_size,
+    set_model_tag,
+    support_torch_compile,
     tensor_model_parallel_all_gather,
 )
 
@@ -27,88 +31,112 @@ class SegmentedDecoder:
     """
 
     def __init__(self, decoder: nn.Module, boundaries: Sequence[int], vllm_config: VllmConfig) -> None:
-        self.step = CurrentStep()
-        self.norm = decoder.norm
         edges = (0, *boundaries, len(decoder.layers))
-        self.segments = tuple(DecoderSegment(list(decoder.layers[start:end])) for start, end in pairwise(edges))
+        self.step = CurrentStep(len(edges) - 1, vllm_config)
+        self.norm = decoder.norm
+        for layer in decoder.layers:
+            _check_layer(layer)
+        self.segments = tuple(
+            compiled_segment(segment_idx, decoder.layers[start:end], vllm_config)
+            for segment_idx, (start, end) in enumerate(pairwise(edges))
+        )
         for segment_idx, segment in enumerate(self.segments):
             for layer in segment.layers:
-                _check_layer(layer)
                 layer.self_attn.attn = SegmentAttention(layer.self_attn.attn, segment_idx, self.step, vllm_config)
 
     def __call__(self, positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, hidden_size]`` before the output head; rows that were dropped are zero."""
         layout = self._layout()
-        num_rows, residual, origin = hidden.shape[0], None, None
+        num_rows, residual, places = hidden.shape[0], None, None
         for segment_idx, segment in enumerate(self.segments):
             if layout is not None and segment_idx > 0:
-                boundary = layout.boundaries[segment_idx - 1]
+                boundary = self.step.boundaries[segment_idx - 1]
                 if boundary is not None:
+                    assert residual is not None, "a boundary lies behind at least one layer"
                     rows = surviving_rows(boundary, segment.layers[0], positions, hidden, residual)
-                    hidden, residual = gather_rows(rows, hidden, residual)
-                    origin = rows if origin is None else origin[rows]
-                positions = layout.segment(segment_idx).positions
+                    places = torch.arange(num_rows, device=hidden.device) if places is None else places
+                    hidden, residual, places = gather_rows(rows, hidden, residual, places)
+                positions = self.step.buffers.positions[segment_idx, : hidden.shape[0]]
             hidden, residual = segment(positions, hidden, residual)
         hidden, _ = self.norm(hidden, residual)
-        if origin is None:
+        if places is None:
             return hidden
         # The runner takes logits at rows of the whole batch: put the survivors back to where they came from.
-        return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, origin, hidden)
+        return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, places, hidden)
 
     def _layout(self) -> StepLayout | None:
         """The step's layout, unless this is a profiling run, which has no requests."""
         return self.step.layout if get_forward_context().attn_metadata is not None else None
 
 
-class DecoderSegment:
+class DecoderSegment(nn.Module):
     """The layers between two boundaries: all of them see the same tokens."""
 
-    def __init__(self, layers: Sequence[Any]) -> None:
-        self.layers = tuple(layers)
+    def __init__(self, layers: Iterable[Any]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)  # not registered: the decoder owns them
 
-    def __call__(
-        self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         for layer in self.layers:
-            hidden, residual = layer(positions, hidden, residual)
-        return hidden, residual
+            hidden_states, residual = layer(positions, hidden_states, residual)
+        return hidden_states, residual
+
+
+def compiled_segment(segment_idx: int, layers: Iterable[Any], vllm_config: VllmConfig) -> DecoderSegment:
+    """The segment as a module that vLLM compiles, where it compiles at all.
+
+    vLLM and torch tell compiled functions apart by their class and code, so every segment has its own of both;
+    the boundaries, in vLLM's additional_config, are part of the cache's key as well.
+    """
+    name = f"DecoderSegment{segment_idx}"
+    code = DecoderSegment.forward.__code__.replace(co_name=f"forward_{segment_idx}", co_qualname=f"{name}.forward")
+    forward = FunctionType(code, DecoderSegment.forward.__globals__, code.co_name)
+    forward.__qualname__, forward.__annotations__ = code.co_qualname, DecoderSegment.forward.__annotations__
+    segment_class = support_torch_compile(type(name, (DecoderSegment,), {"forward": forward, "__module__": __name__}))
+    with set_model_tag(f"decoder_segment_{segment_idx}"):
+        return segment_class(layers, vllm_config=vllm_config)
 
 
 def surviving_rows(
-    boundary: BoundaryRows,
-    layer: Any,
-    positions: torch.Tensor,
-    hidden: torch.Tensor,
-    residual: torch.Tensor | None,
+    boundary: BoundaryRows, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
 ) -> torch.Tensor:
     """The rows that go on past a boundary, ``[rows after]``; ``layer`` is the first one behind it."""
-    rows = boundary.rows
-    for scored in boundary.scored:
-        score = _score(scored, layer, positions, hidden, residual)
-        kept = keep_highest(
-            score, scored.pool_start, scored.pool_length, scored.num_keep, scored.max_pool, scored.targets.shape[0]
-        )
-        rows = rows.index_copy(0, scored.targets, scored.key_rows[kept])
-    return rows
+    scored = boundary.scored
+    if scored is not None:
+        score = _score(boundary, scored, layer, positions, hidden, residual)
+        pools = scored.pool_start, scored.pool_length, scored.num_keep, scored.first_row, scored.target
+        keep_highest(score, *pools, boundary.rows)
+    return boundary.rows
 
 
 def _score(
-    scored: ScoredRows, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    boundary: BoundaryRows,
+    scored: ScoredRows,
+    layer: Any,
+    positions: torch.Tensor,
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
 ) -> torch.Tensor:
     """Score of every key row by its request's guiding rows, through the layer's own norm, projections and rotary."""
-    rows, attention = scored.key_rows, layer.self_attn
-    assert residual is not None, "a boundary lies behind at least one layer"
-    qkv, _ = attention.qkv_proj(layer.input_layernorm(hidden[rows] + residual[rows]))
+    attention = layer.self_attn
+    hidden, residual, positions = gather_rows(scored.key_rows, hidden, residual, positions)
+    qkv, _ = attention.qkv_proj(layer.input_layernorm(hidden, residual)[0])
     query, key, _ = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-    query, key = attention.rotary_emb(positions[rows], query.contiguous(), key.contiguous())
+    query, key = attention.rotary_emb(positions, query.contiguous(), key.contiguous())
     score = guided_score(
         query[scored.guiding_keys].unflatten(-1, (-1, attention.head_dim)),
         key.unflatten(-1, (-1, attention.head_dim)),
         scored.cu_queries,
         scored.cu_keys,
         scored.query_positions,
-        scored.max_queries,
-        scored.max_keys,
+        scored.pool_start,
+        scored.pool_length,
+        scored.pool_request,
+        boundary.max_queries,
+        boundary.max_keys,
+        boundary.max_pool,
         attention.scaling,
     )
     num_ranks = get_tensor_model_parallel_world_size()

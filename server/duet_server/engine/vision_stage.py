@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from duet_kernels import cls_score, select_and_merge
+from duet_kernels import cls_score, select_and_merge, to_device
 from duet_server.engine.vllm_internals import tensor_model_parallel_all_gather
 
 Stage1Counts = tuple[int, int, int]  # dominant, contextual, cluster width (0: unlimited)
@@ -49,7 +49,9 @@ def cut(
     result = [image[1:] for image in hidden]
     if chosen:
         settings = [count for count in counts if count is not None]
-        packed, _ = select_and_merge(hidden[chosen], score[chosen], metric[chosen], settings)
+        images = to_device(chosen, hidden.device, torch.int64)
+        hidden, score, metric = (tensor.index_select(0, images) for tensor in (hidden, score, metric))
+        packed, _ = select_and_merge(hidden, score, metric, settings)
         for idx, tokens in zip(chosen, packed.split([s[0] + s[1] for s in settings]), strict=True):
             result[idx] = tokens
     return result

@@ -1,9 +1,13 @@
 """What the engine borrows from vLLM's unstable insides, pinned to vLLM 0.32.0; its other modules import from here.
 
-Only what is extended in one place is imported there: in ``models/``, ``registration.py`` and ``worker_cpu.py``.
+Only what is extended in one place is imported there: in ``models/``, ``registration.py``, ``model_state_v2.py`` and the
+workers.
 """
 
+from vllm.compilation.backends import set_model_tag
+from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
 from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
@@ -32,6 +36,7 @@ __all__ = [
     "AttentionBackend",
     "AttentionCGSupport",
     "AttentionMetadata",
+    "CUDAGraphMode",
     "CommonAttentionMetadata",
     "FullAttentionManager",
     "FullAttentionSpec",
@@ -45,6 +50,8 @@ __all__ = [
     "get_forward_context",
     "get_tensor_model_parallel_world_size",
     "init_logger",
+    "set_model_tag",
     "subclass_attention_backend_with_overrides",
+    "support_torch_compile",
     "tensor_model_parallel_all_gather",
 ]

@@ -8,4 +8,4 @@ from duet_server.engine.runner_v1 import adopt_runner
 class DuetCPUWorker(CPUWorker):
     def init_device(self) -> None:
         super().init_device()
-        adopt_runner(self.model_runner)
+        adopt_runner(self)

@@ -87,6 +87,12 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.max_images = max(1, vllm_config.scheduler_config.max_num_batched_tokens // num_patches)
         self.decoder = SegmentedDecoder(self.language_model.model, boundaries, vllm_config)
 
+    def get_model_state_cls(self) -> type:
+        """vLLM's V2 runner asks; under V1 its module need not even import."""
+        from duet_server.engine.model_state_v2 import DuetModelState
+
+        return DuetModelState
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         counts = _counts(kwargs.pop(STAGE1, None))
         if not any(counts):

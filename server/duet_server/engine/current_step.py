@@ -1,0 +1,72 @@
+"""The running step: shared by the runner's hook, which begins it, the attention layers and the model."""
+
+from collections.abc import Sequence
+
+import torch
+
+from duet_kernels import BlockTables, SegmentBuffers, place_rows
+from duet_server.engine.step_layout import BoundaryRows, ScheduledRequest, StepLayout, move_layout
+from duet_server.engine.vllm_internals import KVCacheConfig, VllmConfig
+
+
+class CurrentStep:
+    """Holder of the running step's layout and of the buffers that every step reuses."""
+
+    buffers: SegmentBuffers
+
+    def __init__(self, num_segments: int, vllm_config: VllmConfig) -> None:
+        self.num_segments = num_segments
+        self._vllm_config = vllm_config
+        self.layout: StepLayout | None = None  # None: every segment sees what vLLM prepared
+        self.boundaries: tuple[BoundaryRows | None, ...] = ()
+
+    def allocate(
+        self, kv_cache_config: KVCacheConfig, tables: Sequence[torch.Tensor], block_sizes: Sequence[int]
+    ) -> None:
+        """Make the buffers, once the KV cache exists.
+
+        Args:
+            tables: per KV-cache group ``[requests, blocks]``, the runner's block tables in batch order.
+            block_sizes: per KV-cache group, tokens per block of its table.
+        """
+        groups = kv_cache_config.kv_cache_groups
+        segments = [group.kv_cache_spec.segment_idx for group in groups]
+        scheduler = self._vllm_config.scheduler_config
+        self._block_tables = BlockTables(tables, block_sizes, segments)
+        self._place_of_layer = {
+            layer_name: (group_idx, segments[group_idx])
+            for group_idx, group in enumerate(groups)
+            for layer_name in group.layer_names
+        }
+        self.buffers = SegmentBuffers.allocate(
+            self.num_segments,
+            len(groups),
+            scheduler.max_num_seqs,
+            scheduler.max_num_batched_tokens,
+            tables[0].device,
+        )
+
+    def place_of_layer(self, layer_name: str) -> tuple[int, int]:
+        """The layer's KV-cache group and segment."""
+        return self._place_of_layer[layer_name]
+
+    def begin(self, requests: Sequence[ScheduledRequest], seq_lens: torch.Tensor, num_rows: int) -> None:
+        """Lay out a step before its attention metadata is built.
+
+        Args:
+            requests: in batch order, padding included.
+            seq_lens: ``[requests]`` int32 on the device, with this step's tokens and before anything dropped.
+            num_rows: rows of the batch, padding included.
+        """
+        layout = StepLayout(requests, self.num_segments)
+        if not layout.has_drops and not self._replays_graph(layout):
+            self.layout, self.boundaries = None, (None,) * (self.num_segments - 1)
+            return
+        on_device = move_layout(layout, seq_lens.device)
+        place_rows(seq_lens, on_device.dropped, on_device.starts, self._block_tables, num_rows, self.buffers)
+        self.layout, self.boundaries = layout, on_device.boundaries
+
+    def _replays_graph(self, layout: StepLayout) -> bool:
+        """Whether a full CUDA graph may run the step: it reads the buffers, whoever decodes."""
+        mode = self._vllm_config.compilation_config.cudagraph_mode
+        return mode is not None and mode.has_full_cudagraphs() and layout.max_query_lens[0] <= 1

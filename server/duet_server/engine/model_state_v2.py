@@ -1,0 +1,52 @@
+"""The worker's side under vLLM's V2 model runner, which asks the model for it: ``get_model_state_cls``."""
+
+from typing import Any
+
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+from duet_server.engine.request_plans import RequestPlans, visual_spans
+from duet_server.engine.step_layout import ScheduledRequest
+from duet_server.engine.vllm_internals import CUDAGraphMode, KVCacheConfig
+
+
+class DuetModelState(DefaultModelState):
+    """Plans by request, and every step begun before its attention metadata is built."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.step = self.model.decoder.step
+        self.plans = RequestPlans(self.step.num_segments - 1)
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        super().add_request(req_index, new_req_data)
+        params = new_req_data.sampling_params
+        spans = visual_spans(feature.mm_position for feature in new_req_data.mm_features)
+        # A resumed request comes anew, with its outputs behind the prompt.
+        self.plans.add(new_req_data.req_id, new_req_data.prompt_len, spans, params.extra_args if params else None)
+
+    def remove_request(self, req_id: str) -> None:
+        super().remove_request(req_id)
+        self.plans.remove(req_id)
+
+    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: Any) -> None:
+        super().initialize_kv_cache(kv_cache_config, block_tables)
+        self.step.allocate(kv_cache_config, block_tables.input_block_tables, block_tables.block_sizes)
+
+    def prepare_attn(self, input_batch: Any, cudagraph_mode: CUDAGraphMode, *args: Any, **kwargs: Any) -> Any:
+        # As in DefaultModelState: full graphs are padded, everything else is not.
+        is_padded = cudagraph_mode == CUDAGraphMode.FULL
+        num_reqs = input_batch.num_reqs_after_padding if is_padded else input_batch.num_reqs
+        num_rows = input_batch.num_tokens_after_padding if is_padded else input_batch.num_tokens
+        requests = [ScheduledRequest(None, 0, 0)] * num_reqs
+        requests[: input_batch.num_reqs] = [
+            ScheduledRequest(self.plans.get(req_id), int(computed), int(scheduled))
+            for req_id, computed, scheduled in zip(
+                input_batch.req_ids,
+                input_batch.num_computed_tokens_np,
+                input_batch.num_scheduled_tokens,
+                strict=True,
+            )
+        ]
+        self.step.begin(requests, input_batch.seq_lens[:num_reqs], num_rows)
+        return super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)

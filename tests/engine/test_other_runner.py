@@ -1,0 +1,42 @@
+"""The engine's tests once more, under the model runner that vLLM does not choose here, in processes of their own.
+
+On a GPU that is V1. Without one it is V2, which vLLM picks only where Triton has a backend for the CPU, and Triton
+looks for backends when it is first imported: ``triton_on_cpu`` is one that compiles nothing, so that the runner's
+kernels are interpreted. Attention is the CPU's own there: FlashAttention's metadata and CUDA graphs are not covered.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+OTHER_RUNNER = (
+    {"DUET_TEST_RUNNER": "v1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    if torch.cuda.is_available()
+    else {"DUET_TEST_RUNNER": "v2", "PYTHONPATH": str(HERE / "triton_on_cpu")}
+)
+
+
+def run_under_other_runner(*arguments: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    env = os.environ | OTHER_RUNNER | environment
+    result = subprocess.run(command, env=env, cwd=HERE.parent.parent, stdout=subprocess.PIPE, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_engine_behaves_the_same():
+    run_under_other_runner(str(HERE / "test_engine.py"))
+
+
+@pytest.mark.parametrize("model_name", ["llava_mha", "llava_gqa"])
+def test_golden_cases_by_the_triton_kernels(model_name: str):
+    """Without a GPU these are interpreted too."""
+    run_under_other_runner(
+        str(HERE / "test_golden_engine.py"), "-k", f"each_case and {model_name}", DUET_TEST_KERNELS="triton"
+    )
