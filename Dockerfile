@@ -1,5 +1,5 @@
-# docker build -t duet-server .   for the CPU, the one platform that the engine serves so far.
-# DEVICE=cuda as a build argument puts vLLM's build for NVIDIA GPUs in, on which the engine does not start yet.
+# docker build -t duet-server .   for the CPU.
+# DEVICE=cuda as a build argument puts vLLM's build for NVIDIA GPUs in, on which the engine is not proven yet.
 FROM python:3.12-slim-bookworm
 
 ARG DEVICE=cpu

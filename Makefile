@@ -8,6 +8,9 @@ BIN   := .venv/bin
 STAMP := .venv/.installed-$(DEVICE)
 CODE  := $(wildcard server duet_kernels training benchmarks tests scripts)
 
+HAS_GPU := $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+NO_GPU  := "no CUDA device here, or not vLLM's build for one (DEVICE=cuda): nothing was run"
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
@@ -15,10 +18,10 @@ MAKEFLAGS += --no-builtin-rules
 .PHONY: help
 help: ## Show this list
 	@echo "usage: make TARGET [PYTHON=python3.12] [DEVICE=cpu|cuda] [MODEL=...] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: $(STAMP) ## Install everything into .venv (for the CPU: the engine does not serve on GPUs yet)
+install: $(STAMP) ## Install everything into .venv, for the CPU or with DEVICE=cuda for NVIDIA GPUs
 	@:
 
 $(STAMP): pyproject.toml scripts/install.py scripts/torchvision_operators.py
@@ -32,6 +35,10 @@ serve: install ## Serve MODEL (a small demo model when none is named); ARGS are 
 .PHONY: test
 test: install ## Run the tests; ARGS are pytest's, as in ARGS='tests/plan -k budget'
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: install ## Run what a CUDA device can prove: kernels and engine on it (with DEVICE=cuda)
+	@if $(HAS_GPU); then $(BIN)/python -m pytest tests/kernels tests/engine $(ARGS); else echo $(NO_GPU); fi
 
 .PHONY: lint
 lint: install ## Check style, formatting and types
@@ -47,6 +54,11 @@ format: install ## Rewrite the code in the house format
 .PHONY: bench
 bench: install ## Measure the server with and without compression; ARGS are the benchmark's
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+.PHONY: bench-gpu
+bench-gpu: install ## Measure kernels and serving on a CUDA device (with DEVICE=cuda)
+	@if $(HAS_GPU); then $(BIN)/python -m benchmarks.kernels && $(BIN)/python -m benchmarks.serving --gpu $(ARGS); \
+	else echo $(NO_GPU); fi
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built

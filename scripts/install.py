@@ -9,8 +9,7 @@ vLLM's build for the CPU, which wants the CPU build of torch. Where pip is confi
 first, so that nothing drags in the CUDA build; elsewhere uv does it all, which knows where PyTorch keeps its builds for
 the CPU. Afterwards, companions of torch that could only be had as CUDA builds are made harmless.
 
-DUET's engine serves on the CPU only so far: with vLLM's build for CUDA it refuses to start its models. `--device cpu`
-installs what serves, on a machine with a GPU too.
+`--device cpu` installs what has been measured, on a machine with a GPU too: on GPUs DUET's engine is unproven so far.
 """
 
 import argparse
