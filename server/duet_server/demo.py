@@ -111,13 +111,20 @@ def write_llava(
         seed: of the weights.
         config: further entries of ``config.json``.
     """
-    tokenizer = _tokenizer()
+    write_llava_without_weights(directory, vision, text, config=config)
+    weights = _weights(torch.Generator().manual_seed(seed), _tokenizer(), vision, text)
+    save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    return directory
+
+
+def write_llava_without_weights(
+    directory: Path, vision: Sizes, text: Sizes, *, config: Mapping[str, Any] | None = None
+) -> Path:
+    """The same but for the weights, which vLLM makes up with ``--load-format dummy``; any number of tokens will do."""
     for name, content in _json_files(vision, text, config or {}).items():
         (directory / name).write_text(json.dumps(content, indent=1))
-    (directory / "tokenizer.json").write_text(tokenizer.to_str())
+    (directory / "tokenizer.json").write_text(_tokenizer().to_str())
     (directory / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
-    weights = _weights(torch.Generator().manual_seed(seed), tokenizer, vision, text)
-    save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
     directory.chmod(0o755)
     return directory
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_server.plan import SegmentPlan, Span, guiding_rows, make_layout, make_plan, num_kept, text_row
+from duet_server.plan import SegmentPlan, Span, guiding_rows, make_layout, make_plan, num_kept, text_rows
 from tests.plan.shapes import llava, schedules
 from tests.plan.test_layout import layouts
 
@@ -44,7 +44,7 @@ def test_text_rows_lie_where_the_authors_code_moved_them(case):
     for segment_idx, kept_rows in enumerate(case["kept_rows_per_stage"], start=1):
         held = [held[row] for row in kept_rows]
         text = [row for row in range(case["prefill_len"]) if not plan.layout.is_visual(row)]
-        assert [held.index(row) for row in text] == [text_row(plan, segment_idx, row) for row in text]
+        assert [held.index(row) for row in text] == text_rows(plan, segment_idx, text)
         (pool,) = plan.segments[segment_idx].pools
         assert all(plan.layout.is_visual(row) for row in held[pool.start : pool.end])
 
@@ -63,16 +63,16 @@ def test_pools_are_counted_each_on_its_own_and_from_what_entered():
 def test_text_and_generated_rows_close_up():
     plan = make_plan(make_layout(30, [(2, 7), (10, 17)]), (0.5, 0.0), (29,))
     rows = (0, 1, 7, 9, 17, 29, 30, 35)
-    assert [text_row(plan, 0, row) for row in rows] == list(rows)
-    assert [text_row(plan, 1, row) for row in rows] == [0, 1, 4, 6, 10, 22, 23, 28]
-    assert [text_row(plan, 2, row) for row in rows] == [0, 1, 2, 4, 5, 17, 18, 23]
+    assert text_rows(plan, 0, rows) == list(rows)
+    assert text_rows(plan, 1, rows) == [0, 1, 4, 6, 10, 22, 23, 28]
+    assert text_rows(plan, 2, rows) == [0, 1, 2, 4, 5, 17, 18, 23]
 
 
 def test_the_last_row_is_last_even_if_visual():
     plan = make_plan(make_layout(10, [(2, 10)]), (0.5,), (9,))
-    assert text_row(plan, 1, 9) == 5
+    assert text_rows(plan, 1, [9]) == [5]
     with pytest.raises(AssertionError, match="row=5 is visual"):
-        text_row(plan, 1, 5)
+        text_rows(plan, 1, [5])
 
 
 def test_drops_says_whether_any_segment_is_shorter():
@@ -105,7 +105,7 @@ def test_text_rows_and_pools_tile_every_segment(layout, keep):
     plan = make_plan(layout, keep, ())
     text = [row for row in range(layout.num_tokens) if not layout.is_visual(row)]
     for segment_idx, segment in enumerate(plan.segments):
-        rows = [text_row(plan, segment_idx, row) for row in text]
+        rows = text_rows(plan, segment_idx, text)
         rows += [row for pool in segment.pools for row in range(pool.start, pool.end)]
         assert sorted(rows) == list(range(segment.num_tokens))
         assert segment.num_tokens + segment.dropped == layout.num_tokens

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from duet_kernels import to_device_at_once
-from duet_server.plan import RequestPlan, text_row
+from duet_server.plan import RequestPlan, text_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +26,16 @@ class ScheduledRequest:
 
     @property
     def prefills_plan(self) -> bool:
-        """Whether this step is where the request's visual tokens drop; vLLM's scheduler keeps it whole."""
+        """Whether this step is where the request's visual tokens drop; vLLM's scheduler keeps it whole.
+
+        A resumed prefill carries its output tokens behind the prompt.
+        """
         return self.plan is not None and self.num_computed == 0
 
-    def num_rows(self, segment_idx: int) -> int:
-        """Rows of this step in the segment; a resumed prefill carries its output tokens behind the prompt."""
-        if self.plan is None or self.num_computed > 0:
-            return self.num_scheduled
-        assert self.num_scheduled >= self.plan.layout.num_tokens, f"a prefill that drops was split: {self}"
-        return self.num_scheduled - self.plan.segments[segment_idx].dropped
-
-    def dropped(self, segment_idx: int) -> int:
-        return self.plan.segments[segment_idx].dropped if self.plan else 0
+    @property
+    def is_split(self) -> bool:
+        """Whether a prefill that drops lacks rows: never, or its survivors could not be chosen."""
+        return self.plan is not None and self.num_computed == 0 and self.num_scheduled < self.plan.layout.num_tokens
 
 
 Array: TypeAlias = np.ndarray | torch.Tensor  # of integers: planned as the first, read by the model as the second
@@ -83,9 +81,13 @@ class StepLayout:
     def __init__(self, requests: Sequence[ScheduledRequest], num_segments: int) -> None:
         self.requests = requests
         self.num_segments = num_segments
-        counts = np.array([[request.num_rows(idx) for request in requests] for idx in range(num_segments)])
+        none = (0,) * num_segments
+        dropped = [none if request.plan is None else request.plan.dropped for request in requests]
+        self.dropped = np.array(dropped).T.copy()  # [segments, requests]
+        counts = np.array([request.num_scheduled for request in requests])
+        counts = counts - self.dropped * [request.prefills_plan for request in requests]
+        assert not any(request.is_split for request in requests), f"a prefill that drops was split: {requests}"
         self.starts = np.pad(counts.cumsum(axis=1), ((0, 0), (1, 0)))  # [segments, requests + 1]
-        self.dropped = np.array([[request.dropped(idx) for request in requests] for idx in range(num_segments)])
         self.max_query_lens: list[int] = counts.max(axis=1).tolist()  # by segment
 
     @property
@@ -128,28 +130,19 @@ def move_layout(layout: StepLayout, device: torch.device) -> DeviceLayout:
 
 
 def _boundary_rows(layout: StepLayout, segment_idx: int) -> BoundaryRows | None:
-    before, after = layout.starts[segment_idx - 1], layout.starts[segment_idx]
+    before, after = layout.starts[segment_idx - 1].tolist(), layout.starts[segment_idx].tolist()
     if before[-1] == after[-1]:
         return None
-    pieces: list[np.ndarray] = []
-    builder = _ScoredRowsBuilder()
-    for request, start, new_start in zip(layout.requests, before.tolist(), after.tolist(), strict=False):
-        if not request.prefills_plan:
-            pieces.append(np.arange(start, start + request.num_rows(segment_idx)))
-            continue
-        pieces.append(start + _static_rows(request, segment_idx))
-        builder.add(request, segment_idx, start, new_start)
-    return builder.build(np.concatenate(pieces))
-
-
-def _static_rows(request: ScheduledRequest, segment_idx: int) -> np.ndarray:
-    """For each row of the request after the boundary its row before, with the first ``keep`` of every pool."""
-    assert request.plan is not None
-    old, new = request.plan.segments[segment_idx - 1], request.plan.segments[segment_idx]
-    is_kept = np.ones(request.num_rows(segment_idx - 1), dtype=bool)
-    for old_pool, new_pool in zip(old.pools, new.pools, strict=True):
-        is_kept[old_pool.start + len(new_pool) : old_pool.end] = False
-    return is_kept.nonzero()[0]
+    is_kept, builder = np.ones(before[-1], dtype=bool), _ScoredRowsBuilder()
+    for request, start, new_start in zip(layout.requests, before, after, strict=False):
+        if request.prefills_plan:
+            assert request.plan is not None
+            old, new = request.plan.segments[segment_idx - 1 : segment_idx + 1]
+            for old_pool, new_pool in zip(old.pools, new.pools, strict=True):
+                # The first of every pool stand in for the best.
+                is_kept[start + old_pool.start + len(new_pool) : start + old_pool.end] = False
+            builder.add(request.plan, segment_idx, start, new_start)
+    return builder.build(is_kept.nonzero()[0])
 
 
 class _ScoredRowsBuilder:
@@ -161,10 +154,9 @@ class _ScoredRowsBuilder:
         self.pools: list[tuple[int, ...]] = []  # ScoredRows' columns from pool_start on
         self.num_keys = 0
 
-    def add(self, request: ScheduledRequest, segment_idx: int, start: int, new_start: int) -> None:
-        plan = request.plan
-        assert plan is not None
-        old, new = plan.segments[segment_idx - 1], plan.segments[segment_idx]
+    def add(self, plan: RequestPlan, segment_idx: int, start: int, new_start: int) -> None:
+        """A prefill whose rows begin at ``start`` before and at ``new_start`` after the boundary."""
+        old, new = plan.segments[segment_idx - 1 : segment_idx + 1]
         pools = [(o, n) for o, n in zip(old.pools, new.pools, strict=True) if 0 < len(n) < len(o)]
         if not pools:
             return  # pools that stay whole or go entirely need no scores
@@ -174,7 +166,7 @@ class _ScoredRowsBuilder:
         ]
         # Guiding rows are prompt rows, and no prompt row attends to the outputs behind it.
         self.key_rows.append(np.arange(start, start + old.num_tokens))
-        self.positions.append(np.array([text_row(plan, segment_idx - 1, row) for row in plan.guiding]))
+        self.positions.append(np.array(text_rows(plan, segment_idx - 1, plan.guiding)))
         self.num_keys += old.num_tokens
 
     def build(self, rows: np.ndarray) -> BoundaryRows:

@@ -5,7 +5,7 @@ from duet_server.plan.errors import SettingsError
 from duet_server.plan.layout import TEXT_CHOICES, PromptLayout, Span, check_ends_on_text, guiding_rows, make_layout
 from duet_server.plan.presets import default_keep, duet_keep, presets
 from duet_server.plan.resolve import DEFAULT_MAX_REDUCTION, resolve_settings
-from duet_server.plan.segments import RequestPlan, SegmentPlan, make_plan, num_kept, text_row
+from duet_server.plan.segments import RequestPlan, SegmentPlan, make_plan, num_kept, text_rows
 from duet_server.plan.settings import CompressionSettings, off_settings
 from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape, check_boundaries, default_boundaries
 from duet_server.plan.usage import compression_usage
@@ -39,5 +39,5 @@ __all__ = [
     "prefill_flops",
     "presets",
     "resolve_settings",
-    "text_row",
+    "text_rows",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from duet_server.plan.layout import PromptLayout, Span
 
@@ -35,9 +36,14 @@ class RequestPlan:
     segments: tuple[SegmentPlan, ...]
 
     @property
+    def dropped(self) -> tuple[int, ...]:
+        """By segment, tokens of the prompt that it does not hold."""
+        return tuple([segment.dropped for segment in self.segments])
+
+    @property
     def drops(self) -> bool:
         """Whether any segment holds less than the prompt."""
-        return any(segment.dropped for segment in self.segments)
+        return any(self.dropped)
 
 
 def num_kept(num_visual_tokens: int, keep: float) -> int:
@@ -64,17 +70,22 @@ def make_plan(layout: PromptLayout, keep: Sequence[float], guiding: Sequence[int
     return RequestPlan(layout, tuple(guiding), tuple(_close_up(layout, share) for share in keeps))
 
 
-def text_row(plan: RequestPlan, segment_idx: int, row: int) -> int:
-    """Where a text row of the prompt lies in a segment: closed up by what the pools before it dropped.
+def text_rows(plan: RequestPlan, segment_idx: int, rows: Iterable[int]) -> list[int]:
+    """Where text rows of the prompt lie in a segment: closed up by what the pools before each dropped.
 
     Rows from the prompt's last one on, generated tokens included, map to the rows behind all that was dropped. So the
     last row, which always guides, is the segment's last row even when the prompt ends on a visual token.
     """
-    if row >= plan.layout.num_tokens - 1:
-        return row - plan.segments[segment_idx].dropped
-    assert not plan.layout.is_visual(row), f"{row=} is visual: {plan.layout.pools}"
-    pairs = zip(plan.layout.pools, plan.segments[segment_idx].pools, strict=True)
-    return row - sum(len(pool) - len(kept) for pool, kept in pairs if pool.end <= row)
+    pools = plan.layout.pools
+    kept = [len(pool) for pool in plan.segments[segment_idx].pools]
+    shifts = [0, *accumulate(len(pool) - num_kept for pool, num_kept in zip(pools, kept, strict=True))]
+    starts, last = [pool.start for pool in pools], plan.layout.num_tokens - 1
+    result = []
+    for row in rows:
+        num_before = bisect_right(starts, row)
+        assert row >= last or num_before == 0 or row >= pools[num_before - 1].end, f"{row=} is visual: {pools}"
+        result.append(row - shifts[num_before])
+    return result
 
 
 def _close_up(layout: PromptLayout, keep: float) -> SegmentPlan:
