@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+
+from duet_kernels.dispatch import runs_triton, to_device
+from duet_kernels.merge_triton import select_and_merge_triton
 
 
 def select_and_merge(
@@ -23,18 +27,29 @@ def select_and_merge(
 
     Returns:
         ``[sum(dominant + contextual), dim]``: image after image CLS, dominant patches in ascending patch order,
-        contextual tokens in anchor order; and ``[images, patches]``, the patches by descending score
-        (the first ``dominant - 1`` of a row are the dominant ones).
+        contextual tokens in anchor order; and ``[images, patches]`` int64, the patches by descending score
+        (the first ``dominant - 1`` of a row are the dominant ones). A member that is equally near to several anchors
+        joins the first; sums are in float32, rounded once. Inputs may be strided views.
     """
     num_patches = score.shape[1]
+    assert len(settings) == hidden.shape[0], f"{len(settings)=} {hidden.shape=}"
     for dominant, contextual, width in settings:
         assert dominant >= 1, f"{dominant=} does not hold CLS"
         assert dominant - 1 + contextual <= num_patches, f"{dominant=} {contextual=} {num_patches=}"
         assert min(contextual, width) >= 0, f"{contextual=} {width=}"
-    counts = torch.tensor(settings, device=score.device).unsqueeze(-1)  # [B, 3, 1]
+    counts = np.asarray(settings, dtype=np.int64).reshape(-1, 3)
+    if runs_triton(hidden):
+        return select_and_merge_triton(hidden, score, metric, counts)
+    return _select_and_merge_reference(hidden, score, metric, counts)
+
+
+def _select_and_merge_reference(
+    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, settings: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_patches = score.shape[1]
+    counts = to_device(settings, score.device, torch.int64).unsqueeze(-1)  # [B, 3, 1]
     num_dominant, num_anchors, width = counts[:, 0] - 1, counts[:, 1], counts[:, 2]
-    max_dominant = max(s[0] for s in settings) - 1
-    max_anchors = max(s[1] for s in settings)
+    max_dominant, max_anchors = int(settings[:, 0].max(initial=1)) - 1, int(settings[:, 1].max(initial=0))
 
     by_score = score.argsort(dim=1, descending=True, stable=True)  # [B, N]
     place = torch.arange(num_patches, device=score.device).expand_as(by_score)
@@ -45,7 +60,7 @@ def select_and_merge(
     anchors, is_member = _form_pool(by_score, rank, is_dominant, num_dominant, num_anchors, width, max_anchors)
     contextual = _merge(hidden, metric, anchors, is_member, num_anchors)
     tokens = torch.cat([hidden[:, :1], _take(hidden, dominant_rows), contextual], dim=1)
-    packed = _packed_rows(settings, max_dominant, max_anchors).to(hidden.device)
+    packed = to_device(_packed_rows(settings, max_dominant, max_anchors), hidden.device, torch.int64)
     return tokens.flatten(0, 1).index_select(0, packed), by_score
 
 
@@ -101,10 +116,8 @@ def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
 
 
-def _packed_rows(settings: Sequence[tuple[int, int, int]], max_dominant: int, max_anchors: int) -> torch.Tensor:
+def _packed_rows(settings: np.ndarray, max_dominant: int, max_anchors: int) -> np.ndarray:
     """Which rows of the padded ``[B, 1 + max_dominant + max_anchors]`` tokens are real, image after image."""
-    stride = 1 + max_dominant + max_anchors
-    slot = torch.arange(stride)
-    dominant, contextual = torch.tensor([s[:2] for s in settings]).T.unsqueeze(-1)  # host side: no device copy back
-    is_real = torch.where(slot < 1 + max_dominant, slot < dominant, slot - 1 - max_dominant < contextual)
-    return is_real.flatten().nonzero().squeeze(1)
+    slot = np.arange(1 + max_dominant + max_anchors)
+    dominant, contextual = settings[:, 0, None], settings[:, 1, None]
+    return np.flatnonzero(np.where(slot < 1 + max_dominant, slot < dominant, slot - 1 - max_dominant < contextual))

@@ -130,7 +130,7 @@ def _place_rows_triton(
     )
 
 
-@triton.jit(do_not_specialize=["num_rows", "dropped_stride", "starts_stride"])
+@triton.jit(do_not_specialize=["dropped_ptr", "starts_ptr", "num_rows", "dropped_stride", "starts_stride"])
 def _place_rows_kernel(
     seq_lens_ptr,
     dropped_ptr,

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from duet_kernels import select_and_merge
+from duet_kernels.dispatch import implementation
 
 UNLIMITED = 0
+
+
+@pytest.fixture(params=["reference", "triton"], autouse=True)
+def implemented(request: pytest.FixtureRequest, poisoned: None) -> Iterator[str]:
+    with implementation(request.param):
+        yield request.param
 
 
 def naive_selection(
@@ -61,16 +70,26 @@ def random_inputs(images: int, patches: int, seed: int = 0) -> tuple[torch.Tenso
 
 
 def check(
-    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, settings: list[tuple[int, int, int]], **close
-):
-    tokens, by_score = select_and_merge(hidden, score, metric, settings)
+    device: torch.device,
+    hidden: torch.Tensor,
+    score: torch.Tensor,
+    metric: torch.Tensor,
+    settings: list[tuple[int, int, int]],
+    **close: float,
+) -> None:
+    on_device = (tensor.to(device) for tensor in (hidden, score, metric))
+    tokens, by_score = (tensor.cpu() for tensor in select_and_merge(*on_device, settings))
 
     assert tokens.dtype == hidden.dtype
+    assert by_score.dtype == torch.int64
     chosen = [naive_selection(s, m, *counts) for s, m, counts in zip(score.tolist(), metric, settings, strict=True)]
     expected = [naive_tokens(rows, selection) for rows, selection in zip(hidden, chosen, strict=True)]
     torch.testing.assert_close(tokens, torch.cat(expected), **(close or {"rtol": 0, "atol": 1e-6}))
     for ranked, scores in zip(by_score.tolist(), score.tolist(), strict=True):
         assert ranked == sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
+
+
+ONE_UNIT = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # in the last place, or more
 
 
 EDGES = {
@@ -95,30 +114,32 @@ EDGES = {
 
 
 @pytest.mark.parametrize("settings", EDGES.values(), ids=EDGES.keys())
-def test_edges_alone(settings: tuple[int, int, int]):
-    check(one_hot(1, 9), *random_inputs(1, 9), [settings])
+def test_edges_alone(device: torch.device, settings: tuple[int, int, int]):
+    check(device, one_hot(1, 9), *random_inputs(1, 9), [settings])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_all_edges_in_one_batch(dtype: torch.dtype):
+def test_all_edges_in_one_batch(device: torch.device, dtype: torch.dtype):
     settings = list(EDGES.values())
     score, metric = random_inputs(len(settings), 9)
 
-    check(one_hot(len(settings), 9).to(dtype), score, metric.to(dtype), settings)
+    check(device, one_hot(len(settings), 9).to(dtype), score, metric.to(dtype), settings, rtol=ONE_UNIT[dtype], atol=0)
 
 
 @pytest.mark.parametrize("patches", [9, 37, 64])
-def test_batch_equals_its_members_alone(patches: int):
+def test_batch_equals_its_members_alone(device: torch.device, implemented: str, patches: int):
     settings = [(1, 0, 4), (5, 2, 2), (patches + 1, 0, 4), (2, 3, UNLIMITED), (3, 4, 50), (1, patches, 1)]
     score, metric = random_inputs(len(settings), patches)
     hidden = torch.randn(len(settings), 1 + patches, 7, generator=torch.Generator().manual_seed(3))
+    hidden, score, metric = (tensor.to(device) for tensor in (hidden, score, metric))
     tokens, by_score = select_and_merge(hidden, score, metric, settings)
 
     members = [
         select_and_merge(hidden[i : i + 1], score[i : i + 1], metric[i : i + 1], [counts])
         for i, counts in enumerate(settings)
     ]
-    torch.testing.assert_close(tokens, torch.cat([alone for alone, _ in members]), rtol=0, atol=1e-6)
+    atol = 0 if implemented == "triton" else 1e-6
+    torch.testing.assert_close(tokens, torch.cat([alone for alone, _ in members]), rtol=0, atol=atol)
     assert by_score.equal(torch.cat([ranked for _, ranked in members]))
 
 
@@ -133,54 +154,116 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int
             (dominant, draw(st.integers(0, patches + 1 - dominant)), draw(st.sampled_from([0, 1, 2, 3, 4, 99])))
         )
     num_scores = len(settings) * patches
-    score = draw(st.lists(st.integers(0, 4), min_size=num_scores, max_size=num_scores))
+    score = draw(st.lists(st.integers(-2, 2), min_size=num_scores, max_size=num_scores))
     metric = random_inputs(len(settings), patches, seed=draw(st.integers(0, 2**20)))[1]
     return torch.tensor(score, dtype=torch.float32).view(-1, patches), metric, settings
 
 
-@hypothesis_settings(deadline=None)
-@given(batches())
-def test_any_batch_equals_the_loop(batch: tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, int]]]):
+@hypothesis_settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=batches())
+def test_any_batch_equals_the_loop(
+    device: torch.device, batch: tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, int]]]
+):
     score, metric, settings = batch
 
-    check(one_hot(*score.shape), score, metric, settings)
+    check(device, one_hot(*score.shape), score, metric, settings)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "rtol"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8), (torch.float16, 2**-10)], ids=str
-)
-def test_real_rows_are_summed_in_float32(dtype: torch.dtype, rtol: float):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_real_rows_are_summed_in_float32(device: torch.device, dtype: torch.dtype):
     settings = [(12, 3, 4), (6, 5, UNLIMITED), (1, 2, 100)]
     score, metric = random_inputs(3, 49)
     hidden = 30 * torch.randn(3, 50, 11, generator=torch.Generator().manual_seed(2))
 
-    check(hidden.to(dtype), score, metric, settings, rtol=rtol, atol=1e-5)
+    check(device, hidden.to(dtype), score, metric, settings, rtol=ONE_UNIT[dtype], atol=1e-5)
 
 
-def test_strided_inputs():
+@pytest.mark.parametrize("metric_dim", [3, 80])
+def test_several_blocks_of_patches_and_anchors(device: torch.device, metric_dim: int):
+    """A pool of 340 patches for 35 anchors, by place and by score."""
+    generator = torch.Generator().manual_seed(5)
+    score = torch.rand(2, 429, generator=generator)
+    metric = torch.randn(2, 430, metric_dim, generator=generator)
+    hidden = torch.randn(2, 430, 12, generator=generator)
+
+    check(device, hidden, score, metric, [(90, 35, UNLIMITED), (90, 35, 9)], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [1023, 1024, 2050])
+def test_rows_of_several_blocks(device: torch.device, dim: int):
+    hidden = torch.randn(2, 25, dim, generator=torch.Generator().manual_seed(6))
+
+    check(device, hidden, *random_inputs(2, 24), [(9, 2, 4), (10, 1, UNLIMITED)])
+
+
+@pytest.mark.parametrize("width", [UNLIMITED, 100])
+def test_one_anchor_of_many_takes_every_member(device: torch.device, width: int):
+    """Equally near anchors, more than a block of them: the first one has every member."""
+    score, hidden = random_inputs(1, 100)[0], one_hot(1, 100)
+
+    check(device, hidden, score, torch.ones(1, 101, 4), [(1, 40, width)])
+
+
+def test_strided_inputs(device: torch.device):
     settings = [(4, 2, 2), (3, 3, UNLIMITED)]
-    score, metric = random_inputs(2, 11)
-    hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(4)).transpose(1, 2)
-    score = torch.cat([torch.full((2, 1), 9.0), score], dim=1)[:, 1:]
+    score, metric = (tensor.to(device) for tensor in random_inputs(2, 11))
+    hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(4)).to(device).transpose(1, 2)
+    expected, _ = select_and_merge(hidden.contiguous(), score, metric, settings)
+    score = torch.cat([torch.full((2, 1), 9.0, device=device), score], dim=1)[:, 1:]
     metric = metric.repeat_interleave(2, dim=-1)[..., ::2]
     assert not any(tensor.is_contiguous() for tensor in (hidden, score, metric))
 
-    check(hidden, score, metric, settings)
+    torch.testing.assert_close(select_and_merge(hidden, score, metric, settings)[0], expected)
 
 
-def test_equal_scores_keep_the_lower_patch():
-    tokens, by_score = select_and_merge(one_hot(1, 6), torch.zeros(1, 6), random_inputs(1, 6)[1], [(4, 1, 1)])
+def test_equal_scores_keep_the_lower_patch(device: torch.device):
+    """Minus zero is zero."""
+    score = torch.tensor([[0.0, -0.0, 0.0, 0.0, 0.0, -0.0]])
+    inputs = (tensor.to(device) for tensor in (one_hot(1, 6), score, random_inputs(1, 6)[1]))
+    tokens, by_score = select_and_merge(*inputs, [(4, 1, 1)])
 
     assert tokens.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
     assert by_score.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
+@pytest.mark.parametrize("patches", [8, 40])
+def test_scores_that_are_no_numbers_rank_as_torch_ranks_them(device: torch.device, patches: int):
+    """Whatever a broken image scores, its rows come from its own patches."""
+    score, metric = (tensor.to(device) for tensor in random_inputs(1, patches))
+    score[0, [1, 4, 6]] = torch.tensor([torch.nan, -torch.inf, torch.inf], device=device)
+    score[0, -1] = -torch.nan
+    tokens, by_score = select_and_merge(one_hot(1, patches).to(device), score, metric, [(6, 2, 4)])
+
+    assert by_score.equal(score.argsort(dim=1, descending=True, stable=True))
+    assert tokens[:6].argmax(dim=1).tolist() == [0, *(1 + by_score[0, :5]).sort().values.tolist()]
+
+
+def test_metrics_that_are_no_numbers_leave_the_dominant_rows(device: torch.device):
+    score, _ = random_inputs(1, 9)
+    metric = torch.full((1, 10, 5), torch.nan)
+    inputs = (tensor.to(device) for tensor in (one_hot(1, 9), score, metric))
+    tokens, by_score = select_and_merge(*inputs, [(4, 3, 2)])
+
+    assert tokens[:4].argmax(dim=1).tolist() == [0, *(1 + by_score[0, :3]).sort().values.tolist()]
+    assert tokens.isfinite().all()
+
+
 @pytest.mark.parametrize("metric_row", [[0.0, 0.0], [1.0, 0.0]], ids=["no direction", "same direction"])
-def test_equally_near_anchors_give_the_member_to_the_first(metric_row: list[float]):
+def test_equally_near_anchors_give_the_member_to_the_first(device: torch.device, metric_row: list[float]):
     metric = torch.tensor([metric_row] * 5)[None]
-    tokens, _ = select_and_merge(one_hot(1, 4), torch.tensor([[4.0, 3.0, 2.0, 1.0]]), metric, [(1, 2, 2)])
+    inputs = (tensor.to(device) for tensor in (one_hot(1, 4), torch.tensor([[4.0, 3.0, 2.0, 1.0]]), metric))
+    tokens, _ = select_and_merge(*inputs, [(1, 2, 2)])
 
     assert tokens[1:].tolist() == [[0, 1, 0.5, 0, 0.5], [0, 0, 0, 1, 0]]
+
+
+def test_a_metric_of_no_length_is_not_stretched(device: torch.device):
+    """Patches 1 and 3 point where anchor 0 does, whose length is under the 1e-12 of a normalisation."""
+    metric = torch.tensor([[0.0, 0.0], [1e-13, 0.0], [1.0, 0.0], [0.5, 0.8], [1.0, 0.0]])[None]
+    score = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+
+    assert naive_selection(score[0].tolist(), metric[0], 1, 2, 2)[1] == [(0, []), (2, [1, 3])]
+    check(device, one_hot(1, 4), score, metric, [(1, 2, 2)])
 
 
 @pytest.mark.parametrize("settings", [(0, 1, 4), (1, -1, 4), (2, 4, 4), (6, 0, 4), (1, 1, -1)], ids=str)
@@ -191,8 +274,37 @@ def test_counts_that_do_not_fit_are_refused(settings: tuple[int, int, int]):
         select_and_merge(one_hot(2, 4), score, metric, [(1, 0, 1), settings])
 
 
+@pytest.mark.parametrize(("images", "patches"), [(0, 4), (2, 0), (0, 0)], ids=str)
+def test_no_images_or_no_patches(device: torch.device, images: int, patches: int):
+    score, metric = (tensor.to(device) for tensor in random_inputs(images, patches))
+    hidden = torch.randn(images, 1 + patches, 3, device=device)
+    tokens, by_score = select_and_merge(hidden, score, metric, [(1, 0, 4)] * images)
+
+    assert tokens.equal(hidden[:, 0])
+    assert by_score.shape == (images, patches)
+
+
 def test_the_number_of_rows_needs_no_data():
     score, metric, hidden = (tensor.to("meta") for tensor in (*random_inputs(2, 9), one_hot(2, 9)))
-    tokens, _ = select_and_merge(hidden, score, metric, [(3, 2, 4), (1, 4, UNLIMITED)])
+    with implementation("reference"):
+        tokens, _ = select_and_merge(hidden, score, metric, [(3, 2, 4), (1, 4, UNLIMITED)])
 
     assert tokens.shape == (10, 10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("patches", [576, 4096])
+def test_the_host_does_not_wait(device: torch.device, patches: int):
+    settings = [(72, 30, 4), (54, 10, UNLIMITED), (170, 32, 4)]
+    score = torch.rand(3, patches, device=device)
+    metric = torch.randn(3, 1 + patches, 64, device=device)
+    hidden = torch.randn(3, 1 + patches, 1024, device=device, dtype=torch.bfloat16)
+    first, _ = select_and_merge(hidden, score, metric, settings)  # compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again, _ = select_and_merge(hidden, score, metric, settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert again.equal(first)

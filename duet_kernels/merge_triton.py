@@ -1,0 +1,316 @@
+"""``select_and_merge`` in three Triton kernels: rank the patches, assign the pool's members, write the tokens."""
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from duet_kernels.dispatch import to_device_at_once
+
+# What one program works on.
+RANK_BLOCK, RANK_AGAINST_BLOCK = tl.constexpr(32), tl.constexpr(256)  # patches: 64 comparisons a thread at once
+ASSIGN_BLOCK, ANCHOR_BLOCK = tl.constexpr(32), tl.constexpr(32)  # a float32 dot runs on registers; larger ones spill
+METRIC_BLOCK = tl.constexpr(64)  # CLIP's head_dim: one step
+COUNT_BLOCK, POOL_BLOCK = tl.constexpr(128), tl.constexpr(256)  # patches
+ROW_BLOCK, DIM_BLOCK = tl.constexpr(8), tl.constexpr(1024)  # of `hidden`: 16 KiB of bf16 in flight
+
+PLAN_FIELDS = tl.constexpr(6)  # of an image, as `_plan` lists them
+
+
+@triton.jit
+def _sort_key(score):
+    """Integers in the scores' order: both zeros are one and NaN is above all, as torch sorts."""
+    score = tl.where(score == 0, 0.0, score)
+    bits = score.to(tl.int32, bitcast=True)
+    return tl.where(score != score, 0x7FFFFFFF, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
+
+
+@triton.jit
+def _rank_kernel(
+    score_ptr,
+    rank_ptr,  # [B, N]
+    by_score_ptr,  # [B, N]
+    num_patches,
+    image_stride,
+    patch_stride,
+):
+    """One image, one block of patches: a patch's rank is the number of patches before it."""
+    image = tl.program_id(0).to(tl.int64)
+    score_ptr += image * image_stride
+    patch = tl.program_id(1) * RANK_BLOCK + tl.arange(0, RANK_BLOCK)
+    is_patch = patch < num_patches
+    key = _sort_key(tl.load(score_ptr + patch.to(tl.int64) * patch_stride, mask=is_patch, other=float("-inf")))
+
+    rank = tl.zeros([RANK_BLOCK], tl.int32)
+    for start in range(0, num_patches, RANK_AGAINST_BLOCK):
+        other = start + tl.arange(0, RANK_AGAINST_BLOCK)
+        # Past the last patch -inf comes before nothing: where it ties, its index is the higher one.
+        other_score = tl.load(
+            score_ptr + other.to(tl.int64) * patch_stride, mask=other < num_patches, other=float("-inf")
+        )
+        other_key = _sort_key(other_score)
+        wins_tie = (other_key[None, :] == key[:, None]) & (other[None, :] < patch[:, None])
+        rank += tl.sum(((other_key[None, :] > key[:, None]) | wins_tie).to(tl.int32), axis=1)
+    tl.store(rank_ptr + image * num_patches + patch, rank, mask=is_patch)
+    tl.store(by_score_ptr + image * num_patches + rank, patch.to(tl.int64), mask=is_patch)
+
+
+@triton.jit
+def _num_dominant_before(rank_ptr, end, num_dominant):
+    counts = tl.zeros([COUNT_BLOCK], tl.int32)
+    for start in range(0, end, COUNT_BLOCK):
+        patch = start + tl.arange(0, COUNT_BLOCK)
+        rank = tl.load(rank_ptr + patch, mask=patch < end, other=num_dominant)
+        counts += (rank < num_dominant).to(tl.int32)
+    return tl.sum(counts, axis=0)
+
+
+@triton.jit
+def _rest_at(rank_ptr, places, num_patches, num_dominant):
+    """The patches at `places` among those that are not dominant, counted by place; 0 past the last."""
+    found = tl.zeros_like(places)
+    num_before = 0
+    for start in range(0, num_patches, COUNT_BLOCK):
+        patch = start + tl.arange(0, COUNT_BLOCK)
+        is_rest = tl.load(rank_ptr + patch, mask=patch < num_patches, other=-1) >= num_dominant
+        place = num_before + tl.cumsum(is_rest.to(tl.int32), axis=0) - 1
+        is_found = is_rest[None, :] & (place[None, :] == places[:, None])
+        found += tl.sum(tl.where(is_found, patch[None, :], 0), axis=1)
+        num_before += tl.sum(is_rest.to(tl.int32), axis=0)
+    return found
+
+
+@triton.jit
+def _pool_at(places, is_real, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant):
+    """The patches at `places` of the pool's order; arbitrary ones where not `is_real`."""
+    if by_place:
+        patch = _rest_at(rank_ptr, places, num_patches, num_dominant).to(tl.int64)
+    else:  # the rest follows the dominant ones
+        patch = tl.load(by_score_ptr + num_dominant + places, mask=is_real, other=0)
+    return patch
+
+
+@triton.jit
+def _metric_tile(row_ptr, is_row, start, metric_dim, dim_stride):
+    """`[rows, METRIC_BLOCK]` float32 from dimension `start` on, zeros where there is none."""
+    dim = start + tl.arange(0, METRIC_BLOCK)
+    is_real = is_row[:, None] & (dim < metric_dim)[None, :]
+    return tl.load(row_ptr[:, None] + dim.to(tl.int64)[None, :] * dim_stride, mask=is_real, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _norm(row_ptr, is_row, metric_dim, dim_stride):
+    """`[rows, 1]`, by which `torch.nn.functional.normalize` divides."""
+    squares = tl.zeros(is_row.shape, tl.float32)
+    for start in range(0, metric_dim, METRIC_BLOCK):
+        tile = _metric_tile(row_ptr, is_row, start, metric_dim, dim_stride)
+        squares += tl.sum(tile * tile, axis=1)
+    return tl.maximum(tl.sqrt_rn(squares), 1e-12)[:, None]
+
+
+@triton.jit
+def _assign_kernel(
+    plan_ptr,  # [B, PLAN_FIELDS]
+    rank_ptr,  # [B, N]
+    by_score_ptr,  # [B, N]
+    metric_ptr,
+    order_ptr,  # [B, N]: the dominant patches ascending, then the pool in its order
+    nearest_ptr,  # [B, N]: for the pool in its order the anchor that a member joins; -1 for an anchor
+    num_patches,
+    metric_dim,
+    image_stride,
+    row_stride,
+    dim_stride,
+):
+    """One image: the places of a block of patches, and the anchors that a block of the pool joins."""
+    image = tl.program_id(0).to(tl.int64)
+    plan_ptr += image * PLAN_FIELDS
+    rank_ptr += image * num_patches
+    by_score_ptr += image * num_patches
+    order_ptr += image * num_patches
+    num_dominant, num_anchors = tl.load(plan_ptr).to(tl.int32), tl.load(plan_ptr + 1).to(tl.int32)
+    pool_size = tl.load(plan_ptr + 2).to(tl.int32)
+    first = tl.program_id(1) * ASSIGN_BLOCK
+
+    patch = first + tl.arange(0, ASSIGN_BLOCK)
+    is_dominant = tl.load(rank_ptr + patch, mask=patch < num_patches, other=num_patches) < num_dominant
+    num_before = _num_dominant_before(rank_ptr, first, num_dominant)
+    dominant_place = num_before + tl.cumsum(is_dominant.to(tl.int32), axis=0) - 1
+    tl.store(order_ptr + dominant_place, patch, mask=is_dominant)
+
+    if (num_anchors > 0) & (first < pool_size):
+        step, by_place = tl.load(plan_ptr + 3).to(tl.int32), tl.load(plan_ptr + 4) != 0
+        metric_ptr += image * image_stride + row_stride  # past CLS
+        place = first + tl.arange(0, ASSIGN_BLOCK)
+        in_pool = place < pool_size
+        member = _pool_at(place, in_pool, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant)
+        tl.store(order_ptr + num_dominant + place, member.to(tl.int32), mask=in_pool)
+        row_ptr = metric_ptr + member * row_stride
+        norm = _norm(row_ptr, in_pool, metric_dim, dim_stride)
+
+        nearest = tl.zeros([ASSIGN_BLOCK], tl.int32)
+        largest = tl.full([ASSIGN_BLOCK], float("-inf"), tl.float32)
+        for first_anchor in range(0, num_anchors, ANCHOR_BLOCK):
+            anchor = first_anchor + tl.arange(0, ANCHOR_BLOCK)
+            is_anchor = anchor < num_anchors
+            anchor_patch = _pool_at(
+                anchor * step, is_anchor, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant
+            )
+            anchor_ptr = metric_ptr + anchor_patch * row_stride
+            anchor_norm = _norm(anchor_ptr, is_anchor, metric_dim, dim_stride)
+            similarity = tl.zeros([ASSIGN_BLOCK, ANCHOR_BLOCK], tl.float32)
+            for start in range(0, metric_dim, METRIC_BLOCK):
+                unit = tl.div_rn(_metric_tile(row_ptr, in_pool, start, metric_dim, dim_stride), norm)
+                anchor_tile = _metric_tile(anchor_ptr, is_anchor, start, metric_dim, dim_stride)
+                anchor_unit = tl.trans(tl.div_rn(anchor_tile, anchor_norm))
+                similarity = tl.dot(unit, anchor_unit, similarity, input_precision="ieee")
+            similarity = tl.where(is_anchor[None, :], similarity, float("-inf"))
+            largest_here, at = tl.max(similarity, axis=1, return_indices=True)  # ties: the lower anchor
+            nearest = tl.where(largest_here > largest, first_anchor + at, nearest)
+            largest = tl.maximum(largest, largest_here)
+        is_member = (place % step != 0) | (place // step >= num_anchors)
+        tl.store(nearest_ptr + image * num_patches + place, tl.where(is_member, nearest, -1), mask=in_pool)
+
+
+@triton.jit
+def _sum_members(hidden_ptr, pool_ptr, nearest_ptr, anchor, pool_size, is_dim, row_stride):
+    """Sum `[DIM_BLOCK]` in float32, and number, of the pool's patches that join `anchor`."""
+    total = tl.zeros(is_dim.shape, tl.float32)
+    num_members = 0
+    for start in range(0, pool_size, POOL_BLOCK):
+        place = start + tl.arange(0, POOL_BLOCK)
+        joins = tl.load(nearest_ptr + place, mask=place < pool_size, other=-1) == anchor
+        patch = tl.load(pool_ptr + place, mask=joins, other=0)
+        turn = tl.cumsum(joins.to(tl.int32), axis=0) - 1
+        num_joining = tl.sum(joins.to(tl.int32), axis=0)
+        for first_turn in range(0, num_joining, ROW_BLOCK):
+            turns = first_turn + tl.arange(0, ROW_BLOCK)
+            is_found = joins[None, :] & (turn[None, :] == turns[:, None])
+            member = tl.sum(tl.where(is_found, patch[None, :], 0), axis=1).to(tl.int64)
+            is_real = (turns < num_joining)[:, None] & is_dim[None, :]
+            rows = tl.load(hidden_ptr[None, :] + (member * row_stride)[:, None], mask=is_real, other=0.0)
+            total += tl.sum(rows.to(tl.float32), axis=0)
+        num_members += num_joining
+    return total, num_members
+
+
+@triton.jit(do_not_specialize=["num_copied", "num_copy_programs"])
+def _tokens_kernel(
+    plan_ptr,  # [B, PLAN_FIELDS]
+    rows_ptr,  # [rows, 2]: an output row's image and its slot there; the copied rows, then the contextual ones
+    order_ptr,  # [B, N]
+    nearest_ptr,  # [B, N]
+    hidden_ptr,
+    tokens_ptr,  # [rows, dim]
+    num_copied,
+    num_copy_programs,
+    num_patches,
+    dim,
+    image_stride,
+    row_stride,
+    dim_stride,
+):
+    """One block of dimensions of a block of copied rows, or of one contextual row."""
+    d = tl.program_id(1) * DIM_BLOCK + tl.arange(0, DIM_BLOCK)
+    is_dim = d < dim
+    hidden_ptr += d.to(tl.int64) * dim_stride  # [DIM_BLOCK]
+    tokens_ptr += d
+    program = tl.program_id(0)
+    if program < num_copy_programs:
+        items = program * ROW_BLOCK + tl.arange(0, ROW_BLOCK)
+        is_item = items < num_copied
+        images = tl.load(rows_ptr + 2 * items, mask=is_item, other=0)
+        slots = tl.load(rows_ptr + 2 * items + 1, mask=is_item, other=0)
+        # CLS is slot 0 and row 0; patch p is row p + 1.
+        patches = tl.load(order_ptr + images * num_patches + slots - 1, mask=is_item & (slots > 0), other=-1)
+        sources = images * image_stride + (patches + 1).to(tl.int64) * row_stride
+        targets = (tl.load(plan_ptr + images * PLAN_FIELDS + 5, mask=is_item, other=0) + slots) * dim
+        is_real = is_item[:, None] & is_dim[None, :]
+        rows = tl.load(hidden_ptr[None, :] + sources[:, None], mask=is_real)
+        tl.store(tokens_ptr[None, :] + targets[:, None], rows, mask=is_real)
+    else:
+        item = num_copied + program - num_copy_programs
+        image, slot = tl.load(rows_ptr + 2 * item), tl.load(rows_ptr + 2 * item + 1)
+        plan_ptr += image * PLAN_FIELDS
+        num_dominant, pool_size = tl.load(plan_ptr), tl.load(plan_ptr + 2).to(tl.int32)
+        anchor = (slot - 1 - num_dominant).to(tl.int32)
+        pool_ptr = order_ptr + image * num_patches + num_dominant
+        patch_ptr = hidden_ptr + image * image_stride + row_stride  # past CLS
+        total, num_members = _sum_members(
+            patch_ptr, pool_ptr, nearest_ptr + image * num_patches, anchor, pool_size, is_dim, row_stride
+        )
+        mean = tl.div_rn(total, tl.maximum(num_members, 1).to(tl.float32))
+        anchor_patch = tl.load(pool_ptr + anchor * tl.load(plan_ptr + 3)).to(tl.int64)
+        token = tl.load(patch_ptr + anchor_patch * row_stride, mask=is_dim, other=0.0).to(tl.float32) + mean
+        target = (tl.load(plan_ptr + 5) + slot) * dim
+        tl.store(tokens_ptr + target, token.to(tokens_ptr.dtype.element_ty), mask=is_dim)
+
+
+def select_and_merge_triton(
+    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, settings: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``select_and_merge``, whose settings ``[images, 3]`` have been checked."""
+    num_images, num_rows, dim = hidden.shape
+    num_patches = num_rows - 1
+    assert score.shape == (num_images, num_patches), f"{score.shape=} {hidden.shape=}"
+    assert score.dtype == torch.float32, f"{score.dtype=}"
+    assert metric.shape[:2] == hidden.shape[:2], f"{metric.shape=} {hidden.shape=}"
+    dominant, contextual = settings[:, 0], settings[:, 1]
+    num_copied, num_contextual = int(dominant.sum()), int(contextual.sum())
+    plan = _plan(settings, num_patches)
+    rows = np.concatenate([_slots(np.zeros_like(dominant), dominant), _slots(dominant, contextual)])
+    plan_on_device, rows_on_device = to_device_at_once([plan, rows], hidden.device)
+
+    by_score = torch.empty(num_images, num_patches, dtype=torch.int64, device=hidden.device)
+    rank = torch.empty(num_images, num_patches, dtype=torch.int32, device=hidden.device)
+    order, nearest = torch.empty_like(rank), torch.empty_like(rank)
+    tokens = torch.empty(num_copied + num_contextual, dim, dtype=hidden.dtype, device=hidden.device)
+
+    _rank_kernel[num_images, triton.cdiv(num_patches, RANK_BLOCK.value)](
+        score, rank, by_score, num_patches, *score.stride(), num_warps=4
+    )
+    _assign_kernel[num_images, triton.cdiv(num_patches, ASSIGN_BLOCK.value)](
+        plan_on_device,
+        rank,
+        by_score,
+        metric,
+        order,
+        nearest,
+        num_patches,
+        metric.shape[2],
+        *metric.stride(),
+        num_warps=4,
+        num_stages=1,  # most loops make one turn: a pipeline would only hold registers
+    )
+    num_copy_programs = triton.cdiv(num_copied, ROW_BLOCK.value)
+    _tokens_kernel[num_copy_programs + num_contextual, triton.cdiv(dim, DIM_BLOCK.value)](
+        plan_on_device,
+        rows_on_device,
+        order,
+        nearest,
+        hidden,
+        tokens,
+        num_copied,
+        num_copy_programs,
+        num_patches,
+        dim,
+        *hidden.stride(),
+        num_warps=8,  # 32 elements of a tile a thread, so that 4 programs fit on a multiprocessor
+    )
+    return tokens, by_score
+
+
+def _plan(settings: np.ndarray, num_patches: int) -> np.ndarray:
+    """``[B, PLAN_FIELDS]``: num_dominant without CLS, num_anchors, pool_size, step, by_place, first output row."""
+    num_dominant, num_anchors, width = settings[:, 0] - 1, settings[:, 1], settings[:, 2]
+    num_rest = num_patches - num_dominant
+    pool_size = np.where(width == 0, num_rest, np.minimum(np.maximum(width * num_anchors, 1), num_rest))
+    step = np.maximum(pool_size // np.maximum(num_anchors, 1), 1)
+    num_tokens = settings[:, 0] + num_anchors
+    return np.stack([num_dominant, num_anchors, pool_size, step, width == 0, num_tokens.cumsum() - num_tokens], axis=1)
+
+
+def _slots(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """``[count.sum(), 2]``: image and slot of every image's slots ``[first, first + count)``."""
+    image = np.repeat(np.arange(len(count)), count)
+    return np.stack([image, np.arange(len(image)) + np.repeat(first + count - count.cumsum(), count)], axis=1)
