@@ -1,0 +1,52 @@
+"""The kernels of both stages on their own: ``python -m benchmarks.kernels``.
+
+On a machine with a GPU every operation is timed at LLaVA-1.5-7B's sizes, beside the least that this GPU could need.
+With ``--compile-only``, for which no GPU is needed, the kernels are compiled for Hopper and Ampere instead, and the
+table says what each takes of registers and shared memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import environment
+
+
+def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser.add_argument("--compile-only", action="store_true", help="compile ahead of time, measure nothing")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+    parser.add_argument("--output", type=Path, help="JSON file to keep the result in")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    args = parse_args()
+    # Before the kernels are imported: under this variable they would be interpreted, never compiled.
+    os.environ.pop("TRITON_INTERPRET", None)
+    if args.compile_only:
+        from benchmarks.kernel_resources import examine, render
+
+        found = examine()
+    elif torch.cuda.is_available():
+        from benchmarks.kernel_timing import measure, render
+
+        found = measure()
+    else:
+        print("There is no CUDA GPU to measure on; --compile-only needs none.")
+        return
+    result = {"environment": environment(), **found}
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result) if args.json else render(result))
+
+
+if __name__ == "__main__":
+    main()
