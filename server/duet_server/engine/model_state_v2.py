@@ -32,6 +32,7 @@ class DuetModelState(DefaultModelState):
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: Any) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
         self.step.allocate(kv_cache_config, block_tables.input_block_tables, block_tables.block_sizes)
+        self.model.warm_up()
 
     def prepare_attn(self, input_batch: Any, cudagraph_mode: CUDAGraphMode, *args: Any, **kwargs: Any) -> Any:
         # As in DefaultModelState: full graphs are padded, everything else is not.

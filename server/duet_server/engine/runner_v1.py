@@ -25,6 +25,7 @@ class PlansMixin:
         self.model.decoder.step.allocate(
             self.kv_cache_config, [table.block_table.gpu for table in tables], [table.block_size for table in tables]
         )
+        self.model.warm_up()
 
     def _build_attention_metadata(self: Any, **kwargs: Any) -> Any:
         num_reqs = kwargs["num_reqs"]

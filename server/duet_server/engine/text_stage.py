@@ -11,7 +11,7 @@ from torch import nn
 from duet_kernels import gather_rows, guided_score, keep_highest
 from duet_server.engine.attention import SegmentAttention
 from duet_server.engine.current_step import CurrentStep
-from duet_server.engine.step_layout import BoundaryRows, ScoredRows, StepLayout
+from duet_server.engine.step_layout import BoundaryRows, ScheduledRequest, ScoredRows, StepLayout
 from duet_server.engine.vllm_internals import (
     VllmConfig,
     get_forward_context,
@@ -20,6 +20,7 @@ from duet_server.engine.vllm_internals import (
     support_torch_compile,
     tensor_model_parallel_all_gather,
 )
+from duet_server.plan import guiding_rows, make_layout, make_plan
 
 
 class SegmentedDecoder:
@@ -63,6 +64,21 @@ class SegmentedDecoder:
             return hidden
         # The runner takes logits at rows of the whole batch: put the survivors back to where they came from.
         return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, places, hidden)
+
+    @torch.inference_mode()
+    def warm_up(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Drop tokens of a made-up prompt, so that no request waits until Triton has compiled the kernels."""
+        prompt = make_layout(8, [(1, 5)])
+        keep = [0.5] * (len(self.segments) - 1)
+        request = ScheduledRequest(make_plan(prompt, keep, guiding_rows(prompt, "all")), 0, prompt.num_tokens)
+        seq_lens = torch.full((1,), prompt.num_tokens, dtype=torch.int32, device=device)
+        self.step.begin([request], seq_lens, prompt.num_tokens)
+        hidden = torch.zeros(prompt.num_tokens, self.norm.weight.shape[0], dtype=dtype, device=device)
+        positions = self.step.buffers.positions[0, : prompt.num_tokens]
+        boundary, layer = self.step.boundaries[0], self.segments[1].layers[0]
+        assert boundary is not None, f"nothing drops: {request}"
+        gather_rows(surviving_rows(boundary, layer, positions, hidden, hidden.clone()), hidden, hidden, positions)
+        self.step.layout = None
 
     def _layout(self) -> StepLayout | None:
         """The step's layout, unless this is a profiling run, which has no requests."""

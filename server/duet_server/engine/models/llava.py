@@ -87,6 +87,14 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.max_images = max(1, vllm_config.scheduler_config.max_num_batched_tokens // num_patches)
         self.decoder = SegmentedDecoder(self.language_model.model, boundaries, vllm_config)
 
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run what compression adds once, before the first request does."""
+        config, weight = self.config.vision_config, self.language_model.model.norm.weight
+        pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=weight.dtype, device=weight.device)
+        cut(*encode(self.vision_tower.vision_model, pixels), [(2, 1, 1)])
+        self.decoder.warm_up(weight.device, weight.dtype)
+
     def get_model_state_cls(self) -> type:
         """vLLM's V2 runner asks; under V1 its module need not even import."""
         from duet_server.engine.model_state_v2 import DuetModelState
