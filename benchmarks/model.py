@@ -1,37 +1,75 @@
-"""The model that the benchmarks serve: LLaVA-1.5 at 1/80 of its FLOPs, with its shares of tower, decoder and tokens."""
+"""The models that the benchmarks serve: LLaVA-1.5-7B in shape, and a small one with its shares of tower and decoder."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import LlavaConfig
 
 from duet_server import demo
 from duet_server.api.model_shape import llava_shape
-from duet_server.plan import default_boundaries
-
-# The tower takes 4.6 % of the prefill's FLOPs, next to 4.2 % in LLaVA-1.5-7B with as many text tokens.
-VISION: dict[str, Any] = {
-    **demo.VISION,
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 5,  # of which LLaVA runs all but the last
-    "num_attention_heads": 4,
-    "projection_dim": 256,
-}
-# 78M parameters.
-TEXT: dict[str, Any] = {
-    **demo.TEXT,
-    "hidden_size": 768,
-    "intermediate_size": 1792,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 12,
-}
-SHAPE = llava_shape(LlavaConfig(vision_config=VISION, text_config=TEXT), default_boundaries(TEXT["num_hidden_layers"]))
+from duet_server.plan import ModelShape, default_boundaries
 
 
-def write_checkpoint(directory: Path) -> Path:
-    """Write the model with random weights into an existing directory."""
-    return demo.write_llava(directory, VISION, TEXT)
+@dataclass(frozen=True, slots=True)
+class BenchmarkModel:
+    """A LLaVA of these sizes, whose weights vLLM makes up."""
+
+    vision: demo.Sizes
+    text: demo.Sizes
+    dtype: str
+
+    @property
+    def shape(self) -> ModelShape:
+        config = LlavaConfig(vision_config=dict(self.vision), text_config=dict(self.text))
+        return llava_shape(config, default_boundaries(self.text["num_hidden_layers"]))
+
+    def write_checkpoint(self, directory: Path) -> Path:
+        """Write everything but weights into an existing directory; returns it."""
+        return demo.write_llava_without_weights(directory, self.vision, self.text)
+
+
+# 1/80 of the larger one's FLOPs. The tower takes 4.6 % of the prefill's, next to 4.2 % there with as many text tokens.
+SMALL = BenchmarkModel(
+    vision={
+        **demo.VISION,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 5,  # of which LLaVA runs all but the last
+        "num_attention_heads": 4,
+        "projection_dim": 256,
+    },
+    # 78M parameters.
+    text={
+        **demo.TEXT,
+        "hidden_size": 768,
+        "intermediate_size": 1792,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+    },
+    dtype="float32",
+)
+LLAVA_7B = BenchmarkModel(
+    vision={
+        **demo.VISION,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "projection_dim": 768,
+    },
+    text={
+        **demo.TEXT,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32064,  # the tokenizer has fewer: further ids decode to nothing
+        "torch_dtype": "bfloat16",
+    },
+    dtype="bfloat16",
+)
+MODELS = {"small": SMALL, "llava-1.5-7b": LLAVA_7B}

@@ -1,24 +1,22 @@
-"""From passes to ratios, and the table that shows them."""
+"""From passes to ratios, and the tables that show them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.limits import RequestCost
-
-# name, heading, whether more is better
+# name, heading, unit, whether more is better
 TIMED = (
-    ("requests_per_second", "requests/s", True),
-    ("ttft_p50_ms", "TTFT p50, ms", False),
-    ("ttft_p99_ms", "TTFT p99, ms", False),
-    ("tpot_p50_ms", "TPOT p50, ms", False),
-    ("tpot_p99_ms", "TPOT p99, ms", False),
+    ("requests_per_second", "requests/s", "", True),
+    ("ttft_p50_ms", "TTFT p50", " ms", False),
+    ("ttft_p99_ms", "TTFT p99", " ms", False),
+    ("tpot_p50_ms", "TPOT p50", " ms", False),
+    ("tpot_p99_ms", "TPOT p99", " ms", False),
 )
-Pass = dict[str, float]  # a metric's name and value
-Visit = dict[str, Pass]  # to one running server: by the load's name
+BUSY = ("client_cores", "api_cores", "engine_cores")
+Pass = Mapping[str, float]  # a metric's name and value
+Passes = Mapping[str, Pass]  # of one visit to a running server at one concurrency: by the load's name
 
 
 def gain(value: float, reference: float, more_is_better: bool) -> float:
@@ -26,35 +24,31 @@ def gain(value: float, reference: float, more_is_better: bool) -> float:
     return value / reference if more_is_better else reference / value
 
 
-def compare(duet: Sequence[Visit], stock: Sequence[Visit], mode: str, cost: RequestCost, off: RequestCost) -> Any:
-    """A mode against stock vLLM, metric by metric.
+def compare(duet: Sequence[Passes], stock: Sequence[Passes], mode: str, flop_limit: float) -> dict[str, Any] | None:
+    """A mode against stock vLLM, metric by metric; None where nothing can be compared yet.
 
-    Each visit to duet-server lies between two to stock vLLM, with whose mean it is compared, so that a machine that
-    slows down or speeds up favours neither; what is reported is the median over visits.
+    Each visit to duet-server is compared with the mean of those to stock vLLM before and after it, so that a machine
+    that slows down or speeds up favours neither; what is reported is the median over visits.
 
     Args:
         duet: visits to duet-server.
-        stock: visits to stock vLLM, one more.
+        stock: visits to stock vLLM, one more unless the run was cut short.
         mode: the preset.
-        cost: a request under this preset.
-        off: the same request uncompressed.
+        flop_limit: how many times fewer FLOPs a request takes under it.
     """
-    limit = off.request_flops / cost.request_flops
-    metrics = {name: _compare_metric(duet, stock, mode, name, more, limit) for name, _, more in TIMED}
-    return {
-        "visual_tokens_layer_average": cost.layer_average,
-        "flop_limit_prefill": off.prefill_flops / cost.prefill_flops,
-        "flop_limit_request": limit,
-        "metrics": metrics,
-    }
+    pairs = [(visit[mode], stock[idx : idx + 2]) for idx, visit in enumerate(duet) if mode in visit]
+    if not pairs:
+        return None
+    metrics = {name: _compare_metric(pairs, mode, name, more, flop_limit) for name, _, _, more in TIMED}
+    return metrics | {name: _busy(pairs, name) for name in BUSY}
 
 
 def _compare_metric(
-    duet: Sequence[Visit], stock: Sequence[Visit], mode: str, metric: str, more_is_better: bool, flop_limit: float
+    pairs: Sequence[tuple[Pass, Sequence[Passes]]], mode: str, metric: str, more_is_better: bool, flop_limit: float
 ) -> dict[str, float]:
-    ours = [visit[mode][metric] for visit in duet]
-    pictures = _between(stock, "pictures", metric)
-    text = _between(stock, text_load_name(mode), metric)
+    ours = [passed[metric] for passed, _ in pairs]
+    pictures = [_mean(around, "pictures", metric) for _, around in pairs]
+    text = [_mean(around, text_load_name(mode), metric) for _, around in pairs]
     gains = [gain(value, reference, more_is_better) for value, reference in zip(ours, pictures, strict=True)]
     of_text = [gain(value, reference, more_is_better) for value, reference in zip(ours, text, strict=True)]
     return {
@@ -69,10 +63,16 @@ def _compare_metric(
     }
 
 
-def _between(stock: Sequence[Visit], load: str, metric: str) -> list[float]:
-    """The mean of each visit and the next."""
-    values = [visit[load][metric] for visit in stock]
-    return [(before + after) / 2 for before, after in pairwise(values)]
+def _busy(pairs: Sequence[tuple[Pass, Sequence[Passes]]], name: str) -> dict[str, float]:
+    return {
+        "stock": statistics.median(_mean(around, "pictures", name) for _, around in pairs),
+        "duet": statistics.median(passed[name] for passed, _ in pairs),
+    }
+
+
+def _mean(visits: Sequence[Passes], load: str, metric: str) -> float:
+    """Over the visits that measured this load."""
+    return statistics.mean(visit[load][metric] for visit in visits if load in visit)
 
 
 def text_load_name(mode: str) -> str:
@@ -80,55 +80,85 @@ def text_load_name(mode: str) -> str:
     return "pictures" if mode == "off" else f"text-{mode}"
 
 
-def render(result: dict[str, Any]) -> str:
-    """The result as text, a block for each mode."""
-    return "\n\n".join([_LEGEND, *(_render_mode(mode, entry) for mode, entry in result["modes"].items())])
+def render(result: Mapping[str, Any]) -> str:
+    """The result as text: a table for each concurrency, then what does not depend on it."""
+    tables = [_load_table(concurrency, modes) for concurrency, modes in result["load"].items() if modes]
+    return "\n\n".join([_LEGEND, *tables, _mode_table(result["modes"])])
 
 
 _LEGEND = """\
-gain           how many times better than stock vLLM with the same pictures (least to most over the rounds)
-of FLOP limit  that gain by the ratio of FLOPs, decoding included
-of text limit  against stock vLLM on text prompts as long as the layer average and the text
-In the rows on KV memory the limit is stock vLLM's cache with that text prompt, and no FLOPs are compared."""
+stock is vLLM with the same pictures. The other rows say how many times better than it each mode is (requests/s: itself,
+then the gain, then its least and most over the visits), and how much of the limits the gain in requests/s reaches:
+  of FLOPs    the ratio of FLOPs, decoding included
+  of text     stock vLLM on text prompts as long as the layer average and the text
+  cores busy  of the client, of the busiest API server and of the engine: near 1, it may be what the rest waits for
+In the last table are the requests that fit into the same KV memory, by blocks, the most that were seen answering at
+once, and both stages' own time and all of a prefill's by that of an uncompressed one."""
 
 
-def _render_mode(mode: str, entry: dict[str, Any]) -> str:
-    average, prefill, request = (
-        entry[name] for name in ("visual_tokens_layer_average", "flop_limit_prefill", "flop_limit_request")
-    )
-    title = f"{mode}: {average:.1f} visual tokens a layer; FLOPs {prefill:.2f}x fewer to prefill, {request:.2f}x in all"
-    columns = _row("", "stock", "duet", "text", "gain", "(range)", "of FLOP", "of text")
-    rows = [_metric_row(heading, entry["metrics"][name]) for name, heading, _ in TIMED]
-    return "\n".join(
-        [title, columns, *rows, *_capacity_rows(entry.get("capacity")), *_stage_lines(entry.get("stages"))]
-    )
-
-
-def _row(heading: str, *cells: str) -> str:
-    widths = (9, 9, 9, 9, 14, 9, 9)
-    return f"  {heading:28}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
-
-def _metric_row(heading: str, row: dict[str, float]) -> str:
-    values = (f"{row[name]:.4g}" for name in ("stock", "duet", "text"))
-    spread = f"({row['gain_least']:.2f}-{row['gain_most']:.2f})"
-    return _row(heading, *values, f"{row['gain']:.2f}x", spread, f"{row['of_flop_limit']:.2f}", f"{row['of_text']:.2f}")
-
-
-def _capacity_rows(capacity: dict[str, Any] | None) -> list[str]:
-    if capacity is None:
-        return []
-    fits, seen = capacity["fits"], capacity["observed"]
-    counts = (str(fits[name]) for name in ("stock", "duet", "text"))
-    gain_fits, gain_seen = (f"{count['duet'] / count['stock']:.2f}x" for count in (fits, seen))
-    return [
-        _row("requests that fit (blocks)", *counts, gain_fits, "", "", f"{fits['duet'] / fits['text']:.2f}"),
-        _row("most seen answering at once", str(seen["stock"]), str(seen["duet"]), "", gain_seen, "", "", ""),
+def _load_table(concurrency: int | str, modes: Mapping[str, Any]) -> str:
+    headings = ["requests/s", "", *(heading for _, heading, *_ in TIMED[1:]), "of FLOPs", "of text", "cores busy"]
+    some = next(iter(modes.values()))  # they share what stock vLLM did
+    throughput, *latencies = (f"{_number(some[name]['stock'])}{unit}" for name, _, unit, _ in TIMED)
+    rows = [
+        _load_row(f"{concurrency} in flight", headings),
+        _load_row("stock", [throughput, "", *latencies, "", "", _cores(some, "stock")]),
+        *(_load_row(mode, [*_gains(entry), _cores(entry, "duet")]) for mode, entry in modes.items()),
     ]
+    return "\n".join(rows)
 
 
-def _stage_lines(stages: dict[str, float] | None) -> list[str]:
-    if stages is None:
-        return []
-    shares = f"stage 1 {stages['stage1']:.2%}, stage 2 {stages['stage2']:.2%}, the whole prefill {stages['model']:.1%}"
-    return [f"  time by the uncompressed prefill's: {shares}"]
+def _gains(entry: Mapping[str, Any]) -> list[str]:
+    throughput = entry["requests_per_second"]
+    spread = f"{throughput['gain']:.2f}x ({throughput['gain_least']:.2f}-{throughput['gain_most']:.2f})"
+    latencies = [f"{entry[name]['gain']:.2f}x" for name, *_ in TIMED[1:]]
+    limits = [f"{throughput[limit]:.2f}" for limit in ("of_flop_limit", "of_text")]
+    return [_number(throughput["duet"]), spread, *latencies, *limits]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _cores(entry: Mapping[str, Any], side: str) -> str:
+    return " ".join(f"{entry[name][side]:.2f}" for name in BUSY)
+
+
+def _load_row(heading: str, cells: Sequence[str]) -> str:
+    return _row(heading, cells, (11, 19, 11, 11, 11, 11, 9, 8, 16))
+
+
+def _mode_table(modes: Mapping[str, Any]) -> str:
+    headings = ["layer avg", "FLOPs", "fit: stock", "duet", "gain", "of text", "seen: stock", "duet", "gain"]
+    rows = [
+        [*_costs(entry), *_capacity(entry.get("capacity")), *_stages(entry.get("stages"))] for entry in modes.values()
+    ]
+    lines = [_mode_row("", [*headings, "stage 1", "stage 2", "prefill"])]
+    return "\n".join([*lines, *(_mode_row(mode, row) for mode, row in zip(modes, rows, strict=True))])
+
+
+def _costs(entry: Mapping[str, Any]) -> list[str]:
+    return [f"{entry['visual_tokens_layer_average']:.1f}", f"1/{entry['flop_limit_request']:.2f}"]
+
+
+def _capacity(capacity: Mapping[str, Any] | None) -> list[str]:
+    if capacity is None:
+        return [""] * 7
+    fits, seen = capacity["fits"], capacity.get("observed")
+    cells = [str(fits["stock"]), str(fits["duet"]), f"{fits['duet'] / fits['stock']:.2f}x"]
+    cells.append(f"{fits['duet'] / fits['text']:.2f}")
+    return cells + (
+        [str(seen["stock"]), str(seen["duet"]), f"{seen['duet'] / seen['stock']:.2f}x"] if seen else [""] * 3
+    )
+
+
+def _stages(stages: Mapping[str, float] | None) -> list[str]:
+    return [f"{stages[name]:.2%}" for name in ("stage1", "stage2", "model")] if stages else [""] * 3
+
+
+def _mode_row(heading: str, cells: Sequence[str]) -> str:
+    return _row(heading, cells, (10, 8, 12, 7, 8, 9, 13, 7, 8, 9, 9, 9))
+
+
+def _row(heading: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    return f"  {heading:14}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 ServerKind = Literal["stock", "duet"]
 MODEL_NAME = "benchmark"
+MAX_NUM_SEQS = 128
 START_TIMEOUT_S = 600
 
 
@@ -26,17 +29,22 @@ class ServerFlags:
     """What both servers are started with."""
 
     checkpoint: Path
+    dtype: str
     kv_cache_bytes: int
     block_size: int
+    max_num_batched_tokens: int
     enforce_eager: bool
+    num_api_servers: int
+    more: Sequence[str] = ()
 
     def as_words(self) -> list[str]:
-        words = ["--served-model-name", MODEL_NAME, "--dtype", "float32", "--no-enable-prefix-caching"]
-        words += ["--max-model-len", "2048", "--max-num-batched-tokens", "2048"]
+        words = ["--served-model-name", MODEL_NAME, "--load-format", "dummy", "--dtype", self.dtype]
+        words += ["--max-model-len", "2048", "--max-num-batched-tokens", str(self.max_num_batched_tokens)]
+        words += ["--max-num-seqs", str(MAX_NUM_SEQS), "--api-server-count", str(self.num_api_servers)]
         words += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes), "--block-size", str(self.block_size)]
         # Every picture is new to the server, as its first one is.
-        words += ["--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 1}']
-        return [*words, "--enforce-eager"] if self.enforce_eager else words
+        words += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 1}']
+        return [*words, *(["--enforce-eager"] if self.enforce_eager else []), *self.more]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,15 @@ class Server:
         info = next(line for line in self.metrics().splitlines() if line.startswith("vllm:cache_config_info{"))
         labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
         return int(labels["num_gpu_blocks"]), int(labels["block_size"])
+
+
+def cpu_seconds() -> dict[str, float]:
+    """What each process of the running server has computed so far, by id and title."""
+    seconds = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seconds[f"{process.pid} {' '.join(process.cmdline())}"] = sum(process.cpu_times()[:2])
+    return seconds
 
 
 @contextlib.contextmanager
@@ -95,8 +112,8 @@ def running_process(command: Sequence[str], log: Path, **environment: str) -> It
 
 def _command(kind: ServerKind, flags: ServerFlags) -> list[str]:
     model = str(flags.checkpoint)
-    if kind == "stock":  # vLLM's own command does not start in every build
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *flags.as_words()]
+    if kind == "stock":
+        return [sys.executable, "-m", "benchmarks.stock_server", model, *flags.as_words()]
     return [sys.executable, "-m", "duet_server.cli", "serve", model, *flags.as_words()]
 
 

@@ -1,7 +1,8 @@
 """Both stages' own time as a share of the uncompressed prefill: ``python -m benchmarks.stages``.
 
 An engine inside this process serves the same requests uncompressed and under each preset, a few at a time. Clocks
-around the stages' functions, as the engine calls them, give their time; clocks around the model the prefill's.
+around the stages' functions, as the engine calls them, give their time; clocks around the model the prefill's. On a GPU
+they read the time between events in its stream, so that the host waits for nothing inside a step.
 """
 
 from __future__ import annotations
@@ -15,98 +16,126 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.model import SHAPE, write_checkpoint
-from duet_server.plan import CompressionSettings, presets
+from benchmarks.model import MODELS, BenchmarkModel
+from duet_server import demo
+from duet_server.plan import CompressionSettings, kv_bytes, presets
 
-# (stage, module, function); each looked up where the engine calls it. What chooses nothing (off) calls none of them.
+# (stage, where the engine looks the function up, function). What chooses nothing (off) calls only the last one.
 STAGE_FUNCTIONS = (
     ("stage1", "duet_server.engine.vision_stage", "cls_score"),
     ("stage1", "duet_server.engine.models.llava", "cut"),
-    ("stage2", "duet_server.engine.step_layout", "_boundary_rows"),
     ("stage2", "duet_server.engine.text_stage", "surviving_rows"),
     ("stage2", "duet_server.engine.text_stage", "gather_rows"),
+    ("stage2", "duet_server.engine.current_step:CurrentStep", "begin"),
 )
 MODEL_METHODS = ("embed_multimodal", "forward")
 NAMES = ("stage1", "stage2", "model")
 IMAGE_TOKEN_ID = 4
+MAX_STEP_TOKENS = 4096
 
 
 class Clocks:
-    """Seconds spent in wrapped functions, by name. The functions must not nest under one name."""
+    """Seconds spent in wrapped functions, by name; a function inside another of the same name counts once.
 
-    def __init__(self) -> None:
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+    Args:
+        on_gpu: whether it is the current stream's time that counts, not the host's.
+    """
+
+    def __init__(self, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._running: set[str] = set()
+        self._spans: list[tuple[str, Any, Any]] = []  # name, start, end
 
     def wrap(self, name: str, owner: Any, attribute: str) -> None:
         """Put a clock around ``owner.attribute``, for good."""
         function: Callable[..., Any] = getattr(owner, attribute)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            if name in self._running:
+                return function(*args, **kwargs)
+            self._running.add(name)
+            start = self._now()
             try:
                 return function(*args, **kwargs)
             finally:
-                self._seconds[name] += time.perf_counter() - start
+                self._spans.append((name, start, self._now()))
+                self._running.remove(name)
 
         setattr(owner, attribute, timed)
 
     def take(self) -> dict[str, float]:
         """What has gathered since the last call."""
-        seconds, self._seconds = self._seconds, defaultdict(float)
+        spans, self._spans = self._spans, []
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for name, start, end in spans:
+            seconds[name] += start.elapsed_time(end) / 1000 if self._on_gpu else end - start
         return dict(seconds)
+
+    def _now(self) -> Any:
+        """A point in time: seconds, or an event that the stream passes later."""
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def measure_stages(
-    checkpoint: Path, modes: Sequence[str], *, num_text: int, batch_size: int, rounds: int
+    model: BenchmarkModel, modes: Sequence[str], *, num_text: int, batch_size: int, rounds: int
 ) -> dict[str, dict[str, float]]:
     """By mode the medians over rounds: each stage's time, and the whole prefill's, by that of the uncompressed prefill.
 
     Args:
-        checkpoint: the benchmark's model.
+        model: what is served.
         modes: names of presets.
         num_text: text tokens of a prompt.
         batch_size: requests prefilled together.
         rounds: how often; each times the uncompressed prefill again.
     """
-    clocks, llm = Clocks(), _engine(checkpoint)
-    _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
-    settings = presets(SHAPE)
-    rng = np.random.default_rng(0)
+    settings, rng = presets(model.shape), np.random.default_rng(0)
     shares: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
-    for round_idx in range(-1, rounds):  # the first one warms up
-        uncompressed = _prefill(llm, clocks, settings["off"], num_text, batch_size, rng)["model"]
-        for mode in modes:
-            seconds = _prefill(llm, clocks, settings[mode], num_text, batch_size, rng)
-            if round_idx >= 0:
-                shares[mode].append({name: seconds.get(name, 0.0) / uncompressed for name in NAMES})
+    clocks = Clocks(on_gpu=torch.cuda.is_available())
+    with tempfile.TemporaryDirectory() as directory:
+        llm = _engine(model, model.write_checkpoint(Path(directory)))
+        _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
+        for round_idx in range(-1, rounds):  # the first one warms up
+            uncompressed = _prefill(llm, clocks, settings["off"], num_text, batch_size, rng)["model"]
+            for mode in modes:
+                seconds = _prefill(llm, clocks, settings[mode], num_text, batch_size, rng)
+                if round_idx >= 0:
+                    shares[mode].append({name: seconds.get(name, 0.0) / uncompressed for name in NAMES})
     return {mode: {name: statistics.median(s[name] for s in shares[mode]) for name in NAMES} for mode in modes}
 
 
-def _engine(checkpoint: Path) -> Any:
+def _engine(model: BenchmarkModel, checkpoint: Path) -> Any:
     os.environ |= {"VLLM_PLUGINS": "duet", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM
 
+    token_layers = 2 * MAX_STEP_TOKENS * model.shape.decoder.num_layers
     return LLM(
         str(checkpoint),
-        dtype="float32",
+        load_format="dummy",
+        dtype=model.dtype,
         enforce_eager=True,
         max_model_len=2048,
-        max_num_batched_tokens=4096,
-        kv_cache_memory_bytes=1 << 30,
+        max_num_batched_tokens=MAX_STEP_TOKENS,
+        kv_cache_memory_bytes=kv_bytes(model.shape, token_layers, getattr(torch, model.dtype).itemsize),
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,
     )
 
 
 def _wrap(clocks: Clocks, model: Any) -> None:
-    from importlib import import_module
-
-    for stage, module, function in STAGE_FUNCTIONS:
-        clocks.wrap(stage, import_module(module), function)
+    for stage, owner, function in STAGE_FUNCTIONS:
+        clocks.wrap(stage, resolve_name(owner), function)
     for method in MODEL_METHODS:
         clocks.wrap("model", type(model), method)
 
@@ -128,7 +157,7 @@ def _prefill(
 def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generator) -> dict[str, Any]:
     from PIL import Image
 
-    size = SHAPE.vision.image_size
+    size = demo.VISION["image_size"]
     text = [int(token) for token in rng.integers(40, 200, num_text)]
     prompt: dict[str, Any] = {
         "prompt_token_ids": [*text[:8], IMAGE_TOKEN_ID, *text[8:]],
@@ -143,17 +172,15 @@ def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generat
 def main() -> None:
     """Print the shares as the last line, in JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, help="the benchmark's model (by default it is written first)")
+    parser.add_argument("--model", choices=MODELS, default="small", help="(%(default)s)")
     parser.add_argument("--modes", nargs="+", default=["light", "balanced", "aggressive"], metavar="PRESET")
     parser.add_argument("--num-text", type=int, default=64, help="text tokens of a prompt (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="requests prefilled together (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint = args.checkpoint or write_checkpoint(Path(directory))
-        shares = measure_stages(
-            checkpoint, args.modes, num_text=args.num_text, batch_size=args.batch_size, rounds=args.rounds
-        )
+    shares = measure_stages(
+        MODELS[args.model], args.modes, num_text=args.num_text, batch_size=args.batch_size, rounds=args.rounds
+    )
     print(json.dumps(shares), flush=True)
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.limits import BlockPool, RequestCost
-from benchmarks.model import SHAPE
+from benchmarks.model import LLAVA_7B, SMALL
 from duet_server.plan import prefill_flops, presets
+
+SHAPE = SMALL.shape
 
 
 def request(mode, num_output=8):
@@ -31,9 +33,10 @@ def test_decoding_costs_what_as_many_more_prompt_tokens_do():
     assert request("light").request_flops == longer.prefill_flops + head
 
 
-def test_the_tower_takes_about_a_twentieth():
-    tower = prefill_flops(SHAPE, (0, 0, 0), num_images=1, entering_per_image=0)
-    assert tower / request("off").prefill_flops == pytest.approx(0.05, abs=0.006)
+@pytest.mark.parametrize(("model", "share"), [(SMALL, 0.046), (LLAVA_7B, 0.042)], ids=["small", "7b"])
+def test_the_small_models_tower_takes_about_the_share_of_the_large_ones(model, share):
+    tower = prefill_flops(model.shape, (0, 0, 0), num_images=1, entering_per_image=0)
+    assert tower / prefill_flops(model.shape, (640, 640, 640), 1, 576) == pytest.approx(share, abs=0.001)
 
 
 @pytest.mark.parametrize(

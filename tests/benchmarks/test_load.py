@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from benchmarks.load import Load, make_requests, most_overlapping
+from benchmarks.load import Load, _busy_cores, make_requests, most_overlapping
 from duet_server.demo import demo_checkpoint
 
 PICTURES = Load("pictures", num_text=64, num_output=8)
@@ -40,7 +40,7 @@ def test_pictures_have_the_encoders_size(tokenizer):
 def test_a_seed_gives_the_same_requests_and_no_request_twice(tokenizer):
     requests = make_requests(PICTURES, tokenizer, 3, seed=0)
     assert requests == make_requests(PICTURES, tokenizer, 3, seed=0)
-    others = make_requests(PICTURES, tokenizer, 3, seed=1)
+    others = make_requests(PICTURES, tokenizer, 3, seed="1")
     assert len({picture(request).tobytes() for request in [*requests, *others]}) == 6
 
 
@@ -50,3 +50,10 @@ def test_a_seed_gives_the_same_requests_and_no_request_twice(tokenizer):
 )
 def test_spans_that_share_an_instant(spans, most):
     assert most_overlapping(spans) == most
+
+
+def test_busy_cores_are_those_of_the_busiest_process():
+    before = {"1 python": 9.0, "2 VLLM::APIServer_0": 1.0, "3 VLLM::EngineCore": 5.0}
+    after = {**before, "2 VLLM::APIServer_0": 2.0, "3 VLLM::EngineCore": 7.0, "4 VLLM::APIServer_1": 0.5}
+    busy = _busy_cores(0.4, before, after, seconds=2.0)
+    assert busy == {"client_cores": 0.2, "api_cores": 0.5, "engine_cores": 1.0}

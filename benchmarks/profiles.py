@@ -1,0 +1,61 @@
+"""What is measured on a CPU, and what on a GPU: the same load at other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Sizes that suit a kind of device; ``defaults`` are those of the command line."""
+
+    name: str
+    num_output: int
+    max_num_batched_tokens: int
+    ample_kv_bytes: int  # no request waits for memory while time is measured
+    scarce_kv_bytes: int  # while concurrency is observed, all do
+    defaults: Mapping[str, Any]
+
+
+CPU = Profile(
+    name="cpu",
+    num_output=8,
+    max_num_batched_tokens=2048,
+    ample_kv_bytes=2 << 30,
+    scarce_kv_bytes=256 << 20,
+    defaults={
+        "model": "small",
+        "concurrency": [12],
+        "waves": 2,
+        "min_prompts": 4,
+        "rounds": 2,
+        "block_size": 32,
+        "compile": False,
+        "api_servers": 1,
+        "capacity": True,
+        "stages": True,
+    },
+)
+# For a GPU of 80 GB or more, and a processor with cores to spare for the API servers.
+GPU = Profile(
+    name="gpu",
+    num_output=16,
+    max_num_batched_tokens=8192,
+    ample_kv_bytes=48 << 30,  # 320 MiB an uncompressed request, of which 128 are in flight
+    scarce_kv_bytes=8 << 30,
+    defaults={
+        "model": "llava-1.5-7b",
+        "concurrency": [1, 8, 32, 128],
+        "waves": 6,
+        "min_prompts": 32,
+        "rounds": 1,
+        "block_size": 16,
+        "compile": True,
+        "api_servers": 8,
+        "capacity": False,
+        "stages": False,
+        "time_limit": 540,
+    },
+)
