@@ -32,20 +32,22 @@ class BlockTables:
 class SegmentBuffers:
     """What ``place_rows`` writes. Addresses never change, so that a captured CUDA graph may read them."""
 
-    query_start_loc: torch.Tensor  # [segments, max_requests + 1] int32
-    seq_lens: torch.Tensor  # [segments, max_requests] int32
-    positions: torch.Tensor  # [segments, max_rows] int64
-    slot_mapping: torch.Tensor  # [groups, max_rows] int64
+    query_start_loc: torch.Tensor  # [segments, max_requests + 1 or more] int32
+    seq_lens: torch.Tensor  # [segments, max_requests or more] int32
+    positions: torch.Tensor  # [segments, max_rows or more] int64
+    slot_mapping: torch.Tensor  # [groups, max_rows or more] int64
 
     @classmethod
     def allocate(
         cls, num_segments: int, num_groups: int, max_requests: int, max_rows: int, device: torch.device
     ) -> "SegmentBuffers":
+        # Every row begins where 16 bytes do: kernels that read it are compiled for that.
+        starts, requests, rows = (-(-size // 4) * 4 for size in (max_requests + 1, max_requests, max_rows))
         return cls(
-            torch.zeros(num_segments, max_requests + 1, dtype=torch.int32, device=device),
-            torch.zeros(num_segments, max_requests, dtype=torch.int32, device=device),
-            torch.zeros(num_segments, max_rows, dtype=torch.int64, device=device),
-            torch.full((num_groups, max_rows), PAD_SLOT, dtype=torch.int64, device=device),
+            torch.zeros(num_segments, starts, dtype=torch.int32, device=device),
+            torch.zeros(num_segments, requests, dtype=torch.int32, device=device),
+            torch.zeros(num_segments, rows, dtype=torch.int64, device=device),
+            torch.full((num_groups, rows), PAD_SLOT, dtype=torch.int64, device=device),
         )
 
 

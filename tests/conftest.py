@@ -1,8 +1,10 @@
-"""Without a GPU, Triton kernels run under Triton's interpreter, which they choose when they are first imported."""
+"""What has to be set before Triton is first imported."""
 
 import os
 
 import torch
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"  # vLLM's kernels, too, are to compute float32 as such, not as TF32
+else:
     os.environ["TRITON_INTERPRET"] = "1"

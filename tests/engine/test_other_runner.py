@@ -34,6 +34,12 @@ def test_engine_behaves_the_same():
     run_under_other_runner(str(HERE / "test_engine.py"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_change_nothing():
+    run_under_other_runner(str(HERE / "test_cuda.py"), "-k", "graphs")
+
+
 @pytest.mark.parametrize("model_name", ["llava_mha", "llava_gqa"])
 def test_golden_cases_by_the_triton_kernels(model_name: str):
     """Without a GPU these are interpreted too."""

@@ -9,6 +9,7 @@ from itertools import accumulate
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, reject, settings
@@ -19,8 +20,9 @@ from duet_server.engine import text_stage
 from duet_server.engine.attention import segment_metadata
 from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.request_plans import plan_request
-from duet_server.engine.step_layout import ScheduledRequest, StepLayout, move_layout
+from duet_server.engine.step_layout import StepLayout, move_layout
 from duet_server.engine.vllm_internals import CommonAttentionMetadata, CUDAGraphMode
+from duet_server.plan import RequestPlan
 from tests.golden_cases import GoldenCase, golden_cases
 
 BLOCK_SIZE = 4
@@ -40,10 +42,9 @@ class Request:
     text: str = "all"
     guide: tuple[int, ...] = ()
 
-    def planned(self, num_segments: int) -> ScheduledRequest:
+    def plan(self, num_segments: int) -> RequestPlan | None:
         extra_args = {"duet_keep": self.keep, "duet_text": self.text, "duet_guide": self.guide}
-        plan = plan_request(self.num_prompt, self.pools, extra_args, num_segments - 1)
-        return ScheduledRequest(plan, self.computed, self.scheduled)
+        return plan_request(self.num_prompt, self.pools, extra_args, num_segments - 1)
 
     def guiding(self) -> list[int]:
         """The prompt's tokens that rank, from the algorithm's words."""
@@ -54,6 +55,15 @@ class Request:
 
 
 PADDING = Request(0, 0)
+
+
+def scheduled(requests: list[Request], num_segments: int) -> tuple[list[RequestPlan | None], np.ndarray, np.ndarray]:
+    """Plans, tokens computed and tokens scheduled, as the runners hand them over."""
+    plans = [request.plan(num_segments) for request in requests]
+    counts = np.array([(request.computed, request.scheduled) for request in requests])
+    return plans, counts[:, 0], counts[:, 1]
+
+
 Score = Callable[[Request, list[int]], dict[int, float]]
 
 
@@ -182,7 +192,8 @@ def begun_step(
     tables = tables or [block_tables(len(requests), idx) for idx in range(num_segments)]
     step.allocate(SimpleNamespace(kv_cache_groups=groups), tables, [BLOCK_SIZE] * num_segments)
     common = common_metadata(requests, tables[0])
-    step.begin([request.planned(num_segments) for request in requests], common.seq_lens, common.num_actual_tokens)
+    unpadded = [request for request in requests if request is not PADDING]
+    step.begin(*scheduled(unpadded, num_segments), common.seq_lens, common.num_actual_tokens)
     return step
 
 
@@ -336,7 +347,7 @@ def test_a_step_in_numbers():
 
 def test_pools_that_stay_or_go_whole_are_not_scored():
     requests = [Request(9, 9, pools=((2, 8),), keep=(0.0,)), Request(5, 5)]
-    (boundary,) = StepLayout([request.planned(2) for request in requests], 2).boundaries
+    (boundary,) = StepLayout(*scheduled(requests, 2), 2).boundaries
 
     assert boundary.scored is None
     assert boundary.rows.tolist() == [0, 1, 8, 9, 10, 11, 12, 13]
@@ -344,20 +355,20 @@ def test_pools_that_stay_or_go_whole_are_not_scored():
 
 def test_a_step_without_a_prefill_that_drops_has_no_boundary():
     requests = [Request(21, 1, 24, TWO_POOLS.pools, (0.6, 0.0)), Request(40, 40, pools=((3, 9),))]
-    layout = StepLayout([request.planned(3) for request in requests], 3)
+    layout = StepLayout(*scheduled(requests, 3), 3)
 
     assert layout.boundaries == (None, None)
     assert layout.has_drops
 
 
 def test_requests_that_never_dropped_have_no_drops():
-    assert not StepLayout([Request(40, 40).planned(3), PADDING.planned(3)], 3).has_drops
+    assert not StepLayout(*scheduled([Request(40, 40), PADDING], 3), 3).has_drops
 
 
 def test_everything_reaches_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch):
     copies = mock.Mock(side_effect=dispatch.to_device)
     monkeypatch.setattr(dispatch, "to_device", copies)
-    layout = StepLayout([request.planned(3) for request in STEPS["mixed"]], 3)
+    layout = StepLayout(*scheduled(STEPS["mixed"], 3), 3)
 
     moved = move_layout(layout, torch.device("cpu"))
 
@@ -397,7 +408,7 @@ def test_a_graph_reads_the_same_memory_whoever_decodes():
     step = begun_step(captured, 3, tables, CUDAGraphMode.FULL_DECODE_ONLY)
     read = [segment_metadata(common_metadata(captured, tables[idx]), step, layer_name(idx)) for idx in range(3)]
     seq_lens = torch.tensor([25, 13, 0], dtype=torch.int32)
-    step.begin([request.planned(3) for request in replayed], seq_lens, num_rows=3)
+    step.begin(*scheduled(replayed[:2], 3), seq_lens, num_rows=3)
 
     dropped = [0, 5, 12]  # of pools of 7 and 5 stay 4 and 3, then none
     for segment_idx, view in enumerate(read):
@@ -419,7 +430,7 @@ def test_the_authors_rows_go_on(case: GoldenCase):
     request = Request(
         case.prefill_len, case.prefill_len, 0, pools, tuple(case.keep), "salient", tuple(case.guiding_rows)
     )
-    layout = StepLayout([request.planned(num_segments)], num_segments)
+    layout = StepLayout(*scheduled([request], num_segments), num_segments)
     moved = move_layout(layout, torch.device("cpu")).boundaries
     for segment_idx, (boundary, rows) in enumerate(zip(moved, case.kept_rows_per_stage, strict=True), 1):
         if boundary is None:

@@ -19,6 +19,9 @@ from duet_server.engine.vllm_internals import (
     subclass_attention_backend_with_overrides,
 )
 
+# Their metadata and cache writes fit; others plan ahead on the host, or lay their cache out in other ways.
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
+
 
 class SegmentAttention(Attention):
     """A decoder layer's attention, replaced in place, whose KV cache belongs to one segment."""
@@ -48,7 +51,9 @@ class SegmentAttention(Attention):
 
 def _check_plain(attention: Attention) -> None:
     """Raise for attention that is more than a causal softmax over all keys: it could not be built anew."""
+    backend = attention.attn_backend.get_name()
     extras = {
+        f"the attention backend {backend} (--attention-backend)": backend not in BACKENDS,
         "a sliding window": attention.sliding_window is not None,
         "sinks": attention.has_sink,
         "a shared KV cache": attention.kv_sharing_target_layer_name is not None,
@@ -57,7 +62,10 @@ def _check_plain(attention: Attention) -> None:
     }
     found = [name for name, present in extras.items() if present]
     if found:
-        raise ValueError(f"{attention.layer_name} has {' and '.join(found)}: DUET serves plain causal attention only")
+        raise ValueError(
+            f"{attention.layer_name} has {' and '.join(found)}: DUET serves plain causal attention by "
+            f"{', '.join(BACKENDS)} only"
+        )
 
 
 @functools.lru_cache

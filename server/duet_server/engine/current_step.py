@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from duet_kernels import BlockTables, SegmentBuffers, place_rows
-from duet_server.engine.step_layout import BoundaryRows, ScheduledRequest, StepLayout, move_layout
+from duet_server.engine.step_layout import BoundaryRows, StepLayout, move_layout
 from duet_server.engine.vllm_internals import KVCacheConfig, VllmConfig
+from duet_server.plan import RequestPlan
 
 
 class CurrentStep:
@@ -50,15 +52,27 @@ class CurrentStep:
         """The layer's KV-cache group and segment."""
         return self._place_of_layer[layer_name]
 
-    def begin(self, requests: Sequence[ScheduledRequest], seq_lens: torch.Tensor, num_rows: int) -> None:
+    def begin(
+        self,
+        plans: Sequence[RequestPlan | None],
+        num_computed: np.ndarray,
+        num_scheduled: np.ndarray,
+        seq_lens: torch.Tensor,
+        num_rows: int,
+    ) -> None:
         """Lay out a step before its attention metadata is built.
 
         Args:
-            requests: in batch order, padding included.
-            seq_lens: ``[requests]`` int32 on the device, with this step's tokens and before anything dropped.
+            plans, num_computed, num_scheduled: as in ``StepLayout``, in batch order; both arrays without padding.
+            seq_lens: ``[requests]`` int32 on the device, with this step's tokens and before anything dropped; padding
+                included, as in all that is written.
             num_rows: rows of the batch, padding included.
         """
-        layout = StepLayout(requests, self.num_segments)
+        num_padding = seq_lens.shape[0] - len(plans)
+        if num_padding:
+            plans = [*plans, *[None] * num_padding]
+            num_scheduled = np.pad(num_scheduled, (0, num_padding))
+        layout = StepLayout(plans, num_computed, num_scheduled, self.num_segments)
         if not layout.has_drops and not self._replays_graph(layout):
             self.layout, self.boundaries = None, (None,) * (self.num_segments - 1)
             return

@@ -6,7 +6,6 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from duet_server.engine.request_plans import RequestPlans, visual_spans
-from duet_server.engine.step_layout import ScheduledRequest
 from duet_server.engine.vllm_internals import CUDAGraphMode, KVCacheConfig
 
 
@@ -39,15 +38,11 @@ class DuetModelState(DefaultModelState):
         is_padded = cudagraph_mode == CUDAGraphMode.FULL
         num_reqs = input_batch.num_reqs_after_padding if is_padded else input_batch.num_reqs
         num_rows = input_batch.num_tokens_after_padding if is_padded else input_batch.num_tokens
-        requests = [ScheduledRequest(None, 0, 0)] * num_reqs
-        requests[: input_batch.num_reqs] = [
-            ScheduledRequest(self.plans.get(req_id), int(computed), int(scheduled))
-            for req_id, computed, scheduled in zip(
-                input_batch.req_ids,
-                input_batch.num_computed_tokens_np,
-                input_batch.num_scheduled_tokens,
-                strict=True,
-            )
-        ]
-        self.step.begin(requests, input_batch.seq_lens[:num_reqs], num_rows)
+        self.step.begin(
+            [self.plans.get(req_id) for req_id in input_batch.req_ids],
+            input_batch.num_computed_tokens_np,
+            input_batch.num_scheduled_tokens,
+            input_batch.seq_lens[:num_reqs],
+            num_rows,
+        )
         return super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)

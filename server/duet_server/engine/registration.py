@@ -5,7 +5,13 @@ from typing import Any
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-from duet_server.engine.vllm_internals import CUDAGraphMode, VllmConfig, current_platform, init_logger
+from duet_server.engine.vllm_internals import (
+    CUDAGraphMode,
+    OptimizationLevel,
+    VllmConfig,
+    current_platform,
+    init_logger,
+)
 from duet_server.plan import check_boundaries, default_boundaries
 
 logger = init_logger(__name__)
@@ -46,8 +52,9 @@ class DuetLlavaConfig(VerifyAndUpdateConfig):
         if parallel.worker_cls == "auto":
             parallel.worker_cls = WORKERS[current_platform.device_type]
         # Graphs of single decoding steps alone: a prefill that drops changes its number of rows on the way.
-        if vllm_config.compilation_config.cudagraph_mode is None:
-            vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+        compilation = vllm_config.compilation_config
+        if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
+            compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
 
 
 def _set_boundaries(vllm_config: VllmConfig) -> None:

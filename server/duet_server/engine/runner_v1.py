@@ -1,15 +1,13 @@
 """The worker's side under vLLM's V1 model runner: every step begun before its attention metadata is built."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from duet_server.engine.request_plans import RequestPlans, visual_spans
-from duet_server.engine.step_layout import ScheduledRequest
 from duet_server.engine.vllm_internals import KVCacheConfig
 from duet_server.plan import RequestPlan
-
-PADDING = ScheduledRequest(None, 0, 0)
 
 
 class PlansMixin:
@@ -30,13 +28,17 @@ class PlansMixin:
     def _build_attention_metadata(self: Any, **kwargs: Any) -> Any:
         num_reqs = kwargs["num_reqs"]
         num_reqs_padded = kwargs.get("num_reqs_padded") or num_reqs
-        # The batch order is final here. Profiling and graph capture come without scheduled tokens: nothing drops.
-        if kwargs.get("num_scheduled_tokens"):
-            requests = self._scheduled_requests(kwargs["num_scheduled_tokens"], num_reqs)
-        else:
-            requests = [ScheduledRequest(None, 0, kwargs["max_query_len"])] * num_reqs
+        num_scheduled = kwargs.get("num_scheduled_tokens")
+        if num_scheduled:  # the batch order is final here
+            req_ids = self.input_batch.req_ids[:num_reqs]
+            plans = [self._plan(req_id) for req_id in req_ids]
+            scheduled = np.array([num_scheduled[req_id] for req_id in req_ids])
+        else:  # profiling and graph capture: nothing drops
+            plans, scheduled = [None] * num_reqs, np.full(num_reqs, kwargs["max_query_len"])
         self.model.decoder.step.begin(
-            [*requests, *[PADDING] * (num_reqs_padded - num_reqs)],
+            plans,
+            self.input_batch.num_computed_tokens_cpu,
+            scheduled,
             self.seq_lens[:num_reqs_padded],
             kwargs.get("num_tokens_padded") or kwargs["num_tokens"],
         )
@@ -45,13 +47,6 @@ class PlansMixin:
     def _on_request_state_removed(self: Any, req_id: str, req_state: Any) -> None:
         super()._on_request_state_removed(req_id, req_state)  # type: ignore[misc]
         self.plans.remove(req_id)
-
-    def _scheduled_requests(self: Any, num_scheduled: dict[str, int], num_reqs: int) -> Sequence[ScheduledRequest]:
-        computed = self.input_batch.num_computed_tokens_cpu
-        return [
-            ScheduledRequest(self._plan(req_id), int(computed[idx]), num_scheduled[req_id])
-            for idx, req_id in enumerate(self.input_batch.req_ids[:num_reqs])
-        ]
 
     def _plan(self: Any, req_id: str) -> RequestPlan | None:
         """The request's plan, rebuilt from the state that vLLM sent along with it."""

@@ -15,29 +15,6 @@ import torch
 from duet_kernels import to_device_at_once
 from duet_server.plan import RequestPlan, text_rows
 
-
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
-    """One request of a step: its plan (None: drops nothing) and the tokens this step computes."""
-
-    plan: RequestPlan | None
-    num_computed: int
-    num_scheduled: int
-
-    @property
-    def prefills_plan(self) -> bool:
-        """Whether this step is where the request's visual tokens drop; vLLM's scheduler keeps it whole.
-
-        A resumed prefill carries its output tokens behind the prompt.
-        """
-        return self.plan is not None and self.num_computed == 0
-
-    @property
-    def is_split(self) -> bool:
-        """Whether a prefill that drops lacks rows: never, or its survivors could not be chosen."""
-        return self.plan is not None and self.num_computed == 0 and self.num_scheduled < self.plan.layout.num_tokens
-
-
 Array: TypeAlias = np.ndarray | torch.Tensor  # of integers: planned as the first, read by the model as the second
 
 
@@ -76,18 +53,38 @@ class BoundaryRows:
 
 
 class StepLayout:
-    """The layout of one step; immutable."""
+    """The layout of one step; immutable.
 
-    def __init__(self, requests: Sequence[ScheduledRequest], num_segments: int) -> None:
-        self.requests = requests
+    Args:
+        plans: per request of the batch its plan, None where nothing drops.
+        num_computed: ``[requests]``, tokens that earlier steps computed.
+        num_scheduled: ``[requests]``, tokens that this step computes; 0 for padding.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[RequestPlan | None],
+        num_computed: np.ndarray,
+        num_scheduled: np.ndarray,
+        num_segments: int,
+    ) -> None:
         self.num_segments = num_segments
-        none = (0,) * num_segments
-        dropped = [none if request.plan is None else request.plan.dropped for request in requests]
-        self.dropped = np.array(dropped).T.copy()  # [segments, requests]
-        counts = np.array([request.num_scheduled for request in requests])
-        counts = counts - self.dropped * [request.prefills_plan for request in requests]
-        assert not any(request.is_split for request in requests), f"a prefill that drops was split: {requests}"
-        self.starts = np.pad(counts.cumsum(axis=1), ((0, 0), (1, 0)))  # [segments, requests + 1]
+        self.has_drops = False  # whether any request holds fewer tokens in some segment, now or since an earlier step
+        # Where visual tokens drop now; vLLM's scheduler keeps these whole. A resumed one ends on its outputs.
+        self.prefills: list[tuple[int, RequestPlan]] = []
+        self.dropped = np.zeros((num_segments, len(plans)), dtype=np.int64)
+        counts = np.tile(num_scheduled, (num_segments, 1))
+        for request_idx, plan in enumerate(plans):
+            if plan is None:
+                continue
+            self.has_drops = True
+            self.dropped[:, request_idx] = plan.dropped
+            if num_computed[request_idx] == 0:
+                assert num_scheduled[request_idx] >= plan.layout.num_tokens, f"a prefill that drops was split: {plan}"
+                self.prefills.append((request_idx, plan))
+                counts[:, request_idx] -= plan.dropped
+        self.starts = np.zeros((num_segments, len(plans) + 1), dtype=np.int64)
+        np.cumsum(counts, axis=1, out=self.starts[:, 1:])
         self.max_query_lens: list[int] = counts.max(axis=1).tolist()  # by segment
 
     @property
@@ -95,15 +92,10 @@ class StepLayout:
         """By segment."""
         return self.starts[:, -1].tolist()
 
-    @property
-    def has_drops(self) -> bool:
-        """Whether any request holds fewer tokens in some segment, in this step or since an earlier one."""
-        return any(request.plan is not None for request in self.requests)
-
     @cached_property
     def boundaries(self) -> tuple[BoundaryRows | None, ...]:
         """One entry per boundary; None where every row goes on."""
-        if not any(request.prefills_plan for request in self.requests):
+        if not self.prefills:
             return (None,) * (self.num_segments - 1)
         return tuple(_boundary_rows(self, idx) for idx in range(1, self.num_segments))
 
@@ -130,18 +122,17 @@ def move_layout(layout: StepLayout, device: torch.device) -> DeviceLayout:
 
 
 def _boundary_rows(layout: StepLayout, segment_idx: int) -> BoundaryRows | None:
-    before, after = layout.starts[segment_idx - 1].tolist(), layout.starts[segment_idx].tolist()
+    before, after = layout.starts[segment_idx - 1], layout.starts[segment_idx]
     if before[-1] == after[-1]:
         return None
     is_kept, builder = np.ones(before[-1], dtype=bool), _ScoredRowsBuilder()
-    for request, start, new_start in zip(layout.requests, before, after, strict=False):
-        if request.prefills_plan:
-            assert request.plan is not None
-            old, new = request.plan.segments[segment_idx - 1 : segment_idx + 1]
-            for old_pool, new_pool in zip(old.pools, new.pools, strict=True):
-                # The first of every pool stand in for the best.
-                is_kept[start + old_pool.start + len(new_pool) : start + old_pool.end] = False
-            builder.add(request.plan, segment_idx, start, new_start)
+    for request_idx, plan in layout.prefills:
+        start = int(before[request_idx])
+        old, new = plan.segments[segment_idx - 1 : segment_idx + 1]
+        for old_pool, new_pool in zip(old.pools, new.pools, strict=True):
+            # The first of every pool stand in for the best.
+            is_kept[start + old_pool.start + len(new_pool) : start + old_pool.end] = False
+        builder.add(plan, segment_idx, start, int(after[request_idx]))
     return builder.build(is_kept.nonzero()[0])
 
 

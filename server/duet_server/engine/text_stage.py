@@ -5,13 +5,14 @@ from itertools import pairwise
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from duet_kernels import gather_rows, guided_score, keep_highest
 from duet_server.engine.attention import SegmentAttention
 from duet_server.engine.current_step import CurrentStep
-from duet_server.engine.step_layout import BoundaryRows, ScheduledRequest, ScoredRows, StepLayout
+from duet_server.engine.step_layout import BoundaryRows, ScoredRows, StepLayout
 from duet_server.engine.vllm_internals import (
     VllmConfig,
     get_forward_context,
@@ -34,11 +35,13 @@ class SegmentedDecoder:
     def __init__(self, decoder: nn.Module, boundaries: Sequence[int], vllm_config: VllmConfig) -> None:
         edges = (0, *boundaries, len(decoder.layers))
         self.step = CurrentStep(len(edges) - 1, vllm_config)
-        self.norm = decoder.norm
+        self.hidden_size = decoder.norm.weight.shape[0]
         for layer in decoder.layers:
             _check_layer(layer)
         self.segments = tuple(
-            compiled_segment(segment_idx, decoder.layers[start:end], vllm_config)
+            compiled_segment(
+                segment_idx, decoder.layers[start:end], decoder.norm if end == edges[-1] else None, vllm_config
+            )
             for segment_idx, (start, end) in enumerate(pairwise(edges))
         )
         for segment_idx, segment in enumerate(self.segments):
@@ -59,7 +62,6 @@ class SegmentedDecoder:
                     hidden, residual, places = gather_rows(rows, hidden, residual, places)
                 positions = self.step.buffers.positions[segment_idx, : hidden.shape[0]]
             hidden, residual = segment(positions, hidden, residual)
-        hidden, _ = self.norm(hidden, residual)
         if places is None:
             return hidden
         # The runner takes logits at rows of the whole batch: put the survivors back to where they came from.
@@ -68,15 +70,17 @@ class SegmentedDecoder:
     @torch.inference_mode()
     def warm_up(self, device: torch.device, dtype: torch.dtype) -> None:
         """Drop tokens of a made-up prompt, so that no request waits until Triton has compiled the kernels."""
+        if len(self.segments) == 1:
+            return
         prompt = make_layout(8, [(1, 5)])
         keep = [0.5] * (len(self.segments) - 1)
-        request = ScheduledRequest(make_plan(prompt, keep, guiding_rows(prompt, "all")), 0, prompt.num_tokens)
+        plan = make_plan(prompt, keep, guiding_rows(prompt, "all"))
         seq_lens = torch.full((1,), prompt.num_tokens, dtype=torch.int32, device=device)
-        self.step.begin([request], seq_lens, prompt.num_tokens)
-        hidden = torch.zeros(prompt.num_tokens, self.norm.weight.shape[0], dtype=dtype, device=device)
+        self.step.begin([plan], np.zeros(1), np.full(1, prompt.num_tokens), seq_lens, prompt.num_tokens)
+        hidden = torch.zeros(prompt.num_tokens, self.hidden_size, dtype=dtype, device=device)
         positions = self.step.buffers.positions[0, : prompt.num_tokens]
         boundary, layer = self.step.boundaries[0], self.segments[1].layers[0]
-        assert boundary is not None, f"nothing drops: {request}"
+        assert boundary is not None, f"nothing drops: {plan}"
         gather_rows(surviving_rows(boundary, layer, positions, hidden, hidden.clone()), hidden, hidden, positions)
         self.step.layout = None
 
@@ -86,21 +90,26 @@ class SegmentedDecoder:
 
 
 class DecoderSegment(nn.Module):
-    """The layers between two boundaries: all of them see the same tokens."""
+    """The layers between two boundaries, all of which see the same tokens; the last one's norm behind them."""
 
-    def __init__(self, layers: Iterable[Any]) -> None:
+    def __init__(self, layers: Iterable[Any], norm: Any) -> None:
         super().__init__()
-        self.layers = tuple(layers)  # not registered: the decoder owns them
+        self.layers, self.norms = (
+            tuple(layers),
+            () if norm is None else (norm,),
+        )  # not registered: the decoder owns them
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         for layer in self.layers:
             hidden_states, residual = layer(positions, hidden_states, residual)
+        for norm in self.norms:
+            hidden_states, residual = norm(hidden_states, residual)
         return hidden_states, residual
 
 
-def compiled_segment(segment_idx: int, layers: Iterable[Any], vllm_config: VllmConfig) -> DecoderSegment:
+def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_config: VllmConfig) -> DecoderSegment:
     """The segment as a module that vLLM compiles, where it compiles at all.
 
     vLLM and torch tell compiled functions apart by their class and code, so every segment has its own of both;
@@ -112,7 +121,7 @@ def compiled_segment(segment_idx: int, layers: Iterable[Any], vllm_config: VllmC
     forward.__qualname__, forward.__annotations__ = code.co_qualname, DecoderSegment.forward.__annotations__
     segment_class = support_torch_compile(type(name, (DecoderSegment,), {"forward": forward, "__module__": __name__}))
     with set_model_tag(f"decoder_segment_{segment_idx}"):
-        return segment_class(layers, vllm_config=vllm_config)
+        return segment_class(layers=layers, norm=norm, vllm_config=vllm_config)
 
 
 def surviving_rows(

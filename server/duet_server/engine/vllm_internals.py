@@ -8,6 +8,7 @@ from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
+from vllm.config.vllm import OptimizationLevel
 from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
@@ -44,6 +45,7 @@ __all__ = [
     "KVCacheConfig",
     "KVCacheSpec",
     "KVCacheSpecRegistry",
+    "OptimizationLevel",
     "Request",
     "VllmConfig",
     "current_platform",
