@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from duet_kernels.dispatch import runs_triton
+from duet_kernels.sort_key import sort_key
 
 BLOCK = 1024  # tokens at a time: a pool of LLaVA's (576) is one block, a longer one is read again from the L1 cache
 
@@ -44,10 +45,7 @@ def _reference(score: torch.Tensor, pools: tuple[torch.Tensor, ...], rows: torch
 
 @triton.jit
 def _ordered(score_ptr, index, inside, stride):
-    """Scores as int32 of the same order; equal ones, 0.0 and -0.0 among them, are equal integers."""
-    score = tl.load(score_ptr + index * stride, mask=inside, other=0.0)
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return sort_key(tl.load(score_ptr + index * stride, mask=inside, other=0.0))
 
 
 @triton.jit(do_not_specialize=["start_ptr", "length_ptr", "keep_ptr", "first_row_ptr", "target_ptr", "rows_ptr"])

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from duet_kernels.dispatch import to_device_at_once
+from duet_kernels.sort_key import sort_key
 
 # What one program works on.
 RANK_BLOCK, RANK_AGAINST_BLOCK = tl.constexpr(32), tl.constexpr(256)  # patches: 64 comparisons a thread at once
@@ -15,14 +16,6 @@ COUNT_BLOCK, POOL_BLOCK = tl.constexpr(128), tl.constexpr(256)  # patches
 ROW_BLOCK, DIM_BLOCK = tl.constexpr(8), tl.constexpr(1024)  # of `hidden`: 16 KiB of bf16 in flight
 
 PLAN_FIELDS = tl.constexpr(6)  # of an image, as `_plan` lists them
-
-
-@triton.jit
-def _sort_key(score):
-    """Integers in the scores' order: both zeros are one and NaN is above all, as torch sorts."""
-    score = tl.where(score == 0, 0.0, score)
-    bits = score.to(tl.int32, bitcast=True)
-    return tl.where(score != score, 0x7FFFFFFF, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
 
 
 @triton.jit
@@ -39,7 +32,7 @@ def _rank_kernel(
     score_ptr += image * image_stride
     patch = tl.program_id(1) * RANK_BLOCK + tl.arange(0, RANK_BLOCK)
     is_patch = patch < num_patches
-    key = _sort_key(tl.load(score_ptr + patch.to(tl.int64) * patch_stride, mask=is_patch, other=float("-inf")))
+    key = sort_key(tl.load(score_ptr + patch.to(tl.int64) * patch_stride, mask=is_patch, other=float("-inf")))
 
     rank = tl.zeros([RANK_BLOCK], tl.int32)
     for start in range(0, num_patches, RANK_AGAINST_BLOCK):
@@ -48,7 +41,7 @@ def _rank_kernel(
         other_score = tl.load(
             score_ptr + other.to(tl.int64) * patch_stride, mask=other < num_patches, other=float("-inf")
         )
-        other_key = _sort_key(other_score)
+        other_key = sort_key(other_score)
         wins_tie = (other_key[None, :] == key[:, None]) & (other[None, :] < patch[:, None])
         rank += tl.sum(((other_key[None, :] > key[:, None]) | wins_tie).to(tl.int32), axis=1)
     tl.store(rank_ptr + image * num_patches + patch, rank, mask=is_patch)

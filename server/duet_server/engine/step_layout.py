@@ -87,7 +87,7 @@ class StepLayout:
         np.cumsum(counts, axis=1, out=self.starts[:, 1:])
         self.max_query_lens: list[int] = counts.max(axis=1).tolist()  # by segment
 
-    @property
+    @cached_property
     def num_rows(self) -> list[int]:
         """By segment."""
         return self.starts[:, -1].tolist()
