@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules
 .PHONY: help
 help: ## Show this list
 	@echo "usage: make TARGET [PYTHON=python3.12] [DEVICE=cpu|cuda] [MODEL=...] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(STAMP) ## Install everything into .venv, for the CPU or with DEVICE=cuda for NVIDIA GPUs
@@ -35,6 +35,11 @@ serve: install ## Serve MODEL (a small demo model when none is named); ARGS are 
 .PHONY: test
 test: install ## Run the tests; ARGS are pytest's, as in ARGS='tests/plan -k budget'
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-tools
+test-tools: ## Install the Debian packages that some tests drive, and skip without: Chromium, Prometheus (as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium prometheus
 
 .PHONY: test-gpu
 test-gpu: install ## Run what a CUDA device can prove: kernels and engine on it (with DEVICE=cuda)

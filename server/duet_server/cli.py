@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
 
 from duet_server import __version__
-from duet_server.plan import DEFAULT_MAX_REDUCTION
 
 PLUGIN = "duet"
 # Groups of which vLLM loads everything that is installed while VLLM_PLUGINS is unset. Endpoint plugins are not among
@@ -105,7 +104,7 @@ def _installed_plugins() -> list[str]:
 
 
 def _add_duet_flags(parser: Any, environment: Mapping[str, str]) -> None:
-    from duet_server.api.options import parse_boundaries, parse_default, parse_max_reduction
+    from duet_server.api.options import add_flags, parse_boundaries
 
     group = parser.add_argument_group("DUET", "Visual-token compression; each also as DUET_… in the environment.")
     group.add_argument(
@@ -118,20 +117,7 @@ def _add_duet_flags(parser: Any, environment: Mapping[str, str]) -> None:
         help="Decoder layers at which stage 2 may drop visual tokens, fixed for the life of the server. "
         "By default half and three quarters of the model's depth.",
     )
-    group.add_argument(
-        "--duet-default",
-        type=parse_default,
-        default=environment.get("DUET_DEFAULT", "off"),
-        metavar="PRESET or JSON",
-        help="Compression of chat requests that say nothing of it.",
-    )
-    group.add_argument(
-        "--duet-max-reduction",
-        type=parse_max_reduction,
-        default=environment.get("DUET_MAX_REDUCTION", str(DEFAULT_MAX_REDUCTION)),
-        metavar="R",
-        help="Largest share of visual tokens that a request may have removed, averaged over decoder layers.",
-    )
+    add_flags(group, environment)
 
 
 class _Flatten(argparse.Action):

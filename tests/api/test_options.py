@@ -46,11 +46,12 @@ def test_max_reduction_is_a_share(text):
 def test_flags_win_over_the_environment(monkeypatch):
     monkeypatch.setenv("DUET_DEFAULT", "light")
     monkeypatch.setenv("DUET_MAX_REDUCTION", "0.5")
-    assert ServerOptions.from_args(Namespace()) == ServerOptions("light", 0.5)
-    assert ServerOptions.from_args(Namespace(duet_default="off", duet_max_reduction=0.0)) == ServerOptions("off", 0.0)
+    assert ServerOptions.from_args(Namespace()) == ServerOptions(default="light", max_reduction=0.5)
+    given = Namespace(duet_default="off", duet_max_reduction=0.0)
+    assert ServerOptions.from_args(given) == ServerOptions(default="off", max_reduction=0.0)
 
 
 def test_without_either_there_is_no_compression(monkeypatch):
     monkeypatch.delenv("DUET_DEFAULT", raising=False)
     monkeypatch.delenv("DUET_MAX_REDUCTION", raising=False)
-    assert ServerOptions.from_args(Namespace()) == ServerOptions("off", 0.97)
+    assert ServerOptions.from_args(Namespace()) == ServerOptions(default="off", max_reduction=0.97)

@@ -5,29 +5,14 @@ from __future__ import annotations
 import json
 import os
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from duet_server.plan import DEFAULT_MAX_REDUCTION
 
 CompressionField = str | Mapping[str, object]  # a preset's name or an object, as it comes out of JSON
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """``default`` is the compression of a request that says nothing, ``max_reduction`` the most that any may have."""
-
-    default: CompressionField
-    max_reduction: float
-
-    @classmethod
-    def from_args(cls, args: Namespace) -> ServerOptions:
-        """Read the parsed flags; a server started by vLLM's own command has none, only the environment."""
-        default = getattr(args, "duet_default", None) or parse_default(os.environ.get("DUET_DEFAULT", "off"))
-        limit = getattr(args, "duet_max_reduction", None)
-        if limit is None:
-            limit = parse_max_reduction(os.environ.get("DUET_MAX_REDUCTION", str(DEFAULT_MAX_REDUCTION)))
-        return cls(default, limit)
+PREFIX = "duet_"
 
 
 def parse_default(text: str) -> CompressionField:
@@ -59,3 +44,44 @@ def parse_boundaries(text: str) -> list[int]:
     if not all(piece.isdecimal() for piece in pieces):
         raise ArgumentTypeError(f"{text!r} is not a list of decoder layer indices such as 16,24")
     return [int(piece) for piece in pieces]
+
+
+def option(default: str, parse: Callable[[str], Any], metavar: str, about: str) -> Any:
+    """A field of ServerOptions: its default and its parser, as on the command line."""
+    return field(metadata={"default": default, "type": parse, "metavar": metavar, "help": about})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Every field is a flag (``max_reduction``: ``--duet-max-reduction``), a variable (``DUET_MAX_REDUCTION``) and a key
+    of ``--config`` files (``duet-max-reduction``)."""
+
+    default: CompressionField = option(
+        "off", parse_default, "PRESET or JSON", "Compression of chat requests that say nothing of it."
+    )
+    max_reduction: float = option(
+        str(DEFAULT_MAX_REDUCTION),
+        parse_max_reduction,
+        "R",
+        "Largest share of visual tokens that a request may have removed, averaged over decoder layers.",
+    )
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> ServerOptions:
+        """Read the parsed flags; a server started by vLLM's own command has none, only the environment."""
+        values = {}
+        for own in fields(cls):
+            value = getattr(args, PREFIX + own.name, None)
+            values[own.name] = own.metadata["type"](_from_environment(own, os.environ)) if value is None else value
+        return cls(**values)
+
+
+def add_flags(parser: Any, environment: Mapping[str, str]) -> None:
+    """Add a flag for every option to an argparse parser or group, its default from the environment."""
+    for own in fields(ServerOptions):
+        flag = f"--{PREFIX}{own.name}".replace("_", "-")
+        parser.add_argument(flag, **{**own.metadata, "default": _from_environment(own, environment)})
+
+
+def _from_environment(own: Any, environment: Mapping[str, str]) -> str:
+    return environment.get((PREFIX + own.name).upper(), own.metadata["default"])

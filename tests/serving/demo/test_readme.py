@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.golden_cases import golden_cases
-from tests.serving.running_server import chat, picture_and_text, running_server
+from tests.serving.running_server import chat, picture_and_text
 
 PICTURE = golden_cases("llava_mha")[0].picture_path
 QUESTION = picture_and_text(PICTURE, "What color is the circle?")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    words = ["duet_server.cli", "serve", "--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", "134217728"]
-    with running_server(folder / "log", words, XDG_CACHE_HOME=str(folder), DUET_DEFAULT="light") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none")
 
 
 def metric(server, name: str, **labels: str) -> float:
