@@ -9,13 +9,14 @@ from duet_kernels.dispatch import implementation, to_device, to_device_at_once
 from duet_kernels.gather import gather_rows
 from duet_kernels.guided_score import guided_score
 from duet_kernels.keep import keep_highest
-from duet_kernels.merge import select_and_merge
+from duet_kernels.merge import clusters, select_and_merge
 from duet_kernels.place_rows import BlockTables, SegmentBuffers, place_rows
 
 __all__ = [
     "BlockTables",
     "SegmentBuffers",
     "cls_score",
+    "clusters",
     "gather_rows",
     "guided_score",
     "implementation",

@@ -27,6 +27,7 @@ class Ask:
     text: str = "all"
     guide: Sequence[int] = ()
     max_tokens: int = 12
+    trace_id: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
@@ -80,6 +81,9 @@ class InProcessEngine:
             prompt["multi_modal_data"] = {"image": list(ask.images)}
         if ask.images and ask.stage1:
             prompt["mm_processor_kwargs"] = {"duet_stage1": list(ask.stage1)}
+        if ask.trace_id is not None:
+            extra_args["duet_trace"] = ask.trace_id
+            prompt["mm_processor_kwargs"] = {**prompt.get("mm_processor_kwargs", {}), "duet_trace": ask.trace_id}
         params = SamplingParams(
             temperature=0, max_tokens=ask.max_tokens, ignore_eos=True, extra_args=extra_args or None, **ask.sampling
         )
@@ -103,6 +107,10 @@ class InProcessEngine:
 
     def tokens(self, *asks: Ask) -> list[list[int]]:
         return [list(output.token_ids) for output in self.generate(*asks)]
+
+    def take_trace(self, trace_id: int) -> dict[str, dict[int, Any]] | None:
+        """As the API takes it."""
+        return self.core.collective_rpc("take_trace", args=(trace_id,))[0]
 
     def internal_request(self, request_id: str) -> Any:
         """The scheduler's request; vLLM appends a suffix to the ids it is given."""

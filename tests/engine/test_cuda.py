@@ -130,10 +130,10 @@ def test_half_precision_keeps_what_single_precision_keeps(monkeypatch: pytest.Mo
     kept: list[list[int]] = []
     original = text_stage.surviving_rows
 
-    def recorded(*args: Any) -> torch.Tensor:
-        rows = original(*args)
+    def recorded(*args: Any) -> Any:
+        rows, score = original(*args)
         kept.append(rows.tolist())
-        return rows
+        return rows, score
 
     monkeypatch.setattr(text_stage, "surviving_rows", recorded)
     cases = golden_cases("llava_gqa")

@@ -34,8 +34,8 @@ class Recorder:
     def _saw_stage1(self, result):
         self.features, self.by_score = result
 
-    def _saw_boundary(self, rows):
-        self.kept_rows.append(rows.tolist())
+    def _saw_boundary(self, result):
+        self.kept_rows.append(result[0].tolist())
 
 
 @pytest.fixture(scope="module", params=MODEL_NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.config import VllmConfig
+from vllm.multimodal.inputs import PlaceholderRange
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import get_kv_cache_groups, get_request_block_hasher, init_none_hash
@@ -21,7 +23,8 @@ from duet_server.engine.vllm_internals import FullAttentionSpec, KVCacheConfig, 
 
 BLOCK_SIZE = 4
 SHAPE = {"block_size": BLOCK_SIZE, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
-SPANS, KEEP = [(3, 23)], [0.5, 0.0]  # of 20 visual tokens 20, 10 and 0
+# Of 20 visual tokens 20, 10 and 0.
+IMAGES, KEEP = [SimpleNamespace(mm_position=PlaceholderRange(offset=3, length=20))], [0.5, 0.0]
 
 
 def segment_spec(segment_idx: int) -> SegmentSpec:
@@ -123,7 +126,7 @@ class Cache:
             manager.plans = self.plans
 
     def request(self, request_id: str, num_tokens: int = 30, keep: list[float] | None = None) -> Request:
-        self.plans.add(request_id, num_tokens, SPANS, {"duet_keep": keep})
+        self.plans.add(request_id, num_tokens, IMAGES, SamplingParams(extra_args={"duet_keep": keep}))
         block_hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
         return Request(request_id, list(range(num_tokens)), SamplingParams(), None, block_hasher=block_hasher)
 

@@ -31,7 +31,7 @@ def run_under_other_runner(*arguments: str, **environment: str) -> None:
 
 
 def test_engine_behaves_the_same():
-    run_under_other_runner(str(HERE / "test_engine.py"))
+    run_under_other_runner(str(HERE / "test_engine.py"), f"{HERE / 'test_trace.py'}::test_pictures_keep_their_numbers")
 
 
 @pytest.mark.gpu

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,14 +116,23 @@ def test_a_prompt_that_ends_on_an_image_cannot_drop_tokens():
     assert plan_request(10, [(4, 10)], {"duet_keep": [1.0, 1.0]}, 2) is None
 
 
+# What vLLM hands over, as far as plans read it.
+IMAGES = [SimpleNamespace(mm_position=SimpleNamespace(offset=start, length=end - start)) for start, end in SPANS]
+
+
+def sampling(**extra_args: object) -> SimpleNamespace:
+    return SimpleNamespace(extra_args=extra_args or None)
+
+
 def test_requests_are_added_and_removed():
     plans = RequestPlans(num_boundaries=2)
-    plans.add("drops", 20, SPANS, {"duet_keep": KEEP})
-    plans.add("keeps", 20, SPANS, {"duet_keep": [1.0, 1.0]})
-    plans.add("off", 20, SPANS, None)
+    plans.add("drops", 20, IMAGES, sampling(duet_keep=KEEP))
+    plans.add("keeps", 20, IMAGES, sampling(duet_keep=[1.0, 1.0]))
+    plans.add("off", 20, IMAGES, sampling())
+    plans.add("pooling", 20, IMAGES, None)
 
     assert plans.get("drops") == expected_plan(10, 11, 12, 18, 19)
-    assert all(request in plans and plans.get(request) is None for request in ("keeps", "off"))
+    assert all(request in plans and plans.get(request) is None for request in ("keeps", "off", "pooling"))
     assert [plans.dropped("drops", segment_idx) for segment_idx in range(3)] == [0, 7, 11]
     assert [plans.dropped(request, 2) for request in ("keeps", "off", "never added")] == [0, 0, 0]
 
@@ -136,9 +147,14 @@ def test_requests_are_added_and_removed():
 def test_a_refused_request_is_not_remembered():
     plans = RequestPlans(num_boundaries=2)
     with pytest.raises(SettingsError):
-        plans.add("refused", 20, SPANS, {"duet_keep": [0.5]})
+        plans.add("refused", 20, IMAGES, sampling(duet_keep=[0.5]))
 
     assert "refused" not in plans
+
+
+def test_a_plan_carries_its_trace():
+    extra_args = {"duet_keep": KEEP, "duet_trace": 7}
+    assert plan_request(20, SPANS, extra_args, 2) == replace(expected_plan(10, 11, 12, 18, 19), trace_id=7)
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=str)

@@ -242,7 +242,7 @@ def check_step(requests: list[Request], num_segments: int) -> None:
                 positions = step.buffers.positions[segment_idx - 1]
                 states = layer.tokens[[idx for idx, _ in before], [token for _, token in before]]
                 with mock.patch.object(text_stage, "get_tensor_model_parallel_world_size", return_value=1):
-                    kept = text_stage.surviving_rows(boundary, layer, positions, states * 0.25, states * 0.75)
+                    kept, _ = text_stage.surviving_rows(boundary, layer, positions, states * 0.25, states * 0.75)
                 assert [before[row] for row in kept.tolist()] == rows
         before = rows
 

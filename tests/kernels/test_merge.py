@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from duet_kernels import select_and_merge
+from duet_kernels import clusters, select_and_merge
 from duet_kernels.dispatch import implementation
 
 UNLIMITED = 0
@@ -85,6 +85,9 @@ def check(
     chosen = [naive_selection(s, m, *counts) for s, m, counts in zip(score.tolist(), metric, settings, strict=True)]
     expected = [naive_tokens(rows, selection) for rows, selection in zip(hidden, chosen, strict=True)]
     torch.testing.assert_close(tokens, torch.cat(expected), **(close or {"rtol": 0, "atol": 1e-6}))
+    assert clusters(score.to(device), metric.to(device), settings) == [
+        (dominant, [[anchor, *sorted(members)] for anchor, members in merged]) for dominant, merged in chosen
+    ]
     for ranked, scores in zip(by_score.tolist(), score.tolist(), strict=True):
         assert ranked == sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
 

@@ -5,7 +5,7 @@ from typing import Any
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from duet_server.engine.request_plans import RequestPlans, visual_spans
+from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import CUDAGraphMode, KVCacheConfig
 
 
@@ -19,10 +19,9 @@ class DuetModelState(DefaultModelState):
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
-        params = new_req_data.sampling_params
-        spans = visual_spans(feature.mm_position for feature in new_req_data.mm_features)
         # A resumed request comes anew, with its outputs behind the prompt.
-        self.plans.add(new_req_data.req_id, new_req_data.prompt_len, spans, params.extra_args if params else None)
+        new = new_req_data
+        self.plans.add(new.req_id, new.prompt_len, new.mm_features, new.sampling_params)
 
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)

@@ -1,6 +1,7 @@
 """The plans of the requests that an engine process knows: the one mutable per-request state of compression."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from duet_server.plan import (
 
 STAGE1 = "duet_stage1"  # in mm_processor_kwargs: [dominant, contextual, cluster_width]; absent: stage 1 off
 KEEP, TEXT, GUIDE = "duet_keep", "duet_text", "duet_guide"  # in the sampling parameters' extra_args
+TRACE = "duet_trace"  # in both, of requests that someone wants to look at: an id, unique, from 1 to 2**63 - 1
 
 
 class RequestPlans:
@@ -26,19 +28,19 @@ class RequestPlans:
         self.num_boundaries = num_boundaries
         self._plans: dict[str, RequestPlan | None] = {}
 
-    def add(
-        self,
-        request_id: str,
-        num_prompt_tokens: int,
-        visual_spans: Sequence[tuple[int, int]],
-        extra_args: Mapping[str, Any] | None,
-    ) -> None:
+    def add(self, request_id: str, num_prompt_tokens: int, mm_features: Iterable[Any], sampling_params: Any) -> None:
         """Remember the request's plan, or that it drops nothing.
+
+        Args:
+            mm_features: vLLM's ``MultiModalFeatureSpec`` of every image.
+            sampling_params: vLLM's, or None.
 
         Raises:
             SettingsError: the request's settings cannot be served.
         """
-        self._plans[request_id] = plan_request(num_prompt_tokens, visual_spans, extra_args or {}, self.num_boundaries)
+        spans = visual_spans(feature.mm_position for feature in mm_features)
+        extra_args = sampling_params.extra_args if sampling_params else None
+        self._plans[request_id] = plan_request(num_prompt_tokens, spans, extra_args or {}, self.num_boundaries)
 
     def remove(self, request_id: str) -> None:
         self._plans.pop(request_id, None)
@@ -79,6 +81,7 @@ def plan_request(
     layout = make_layout(num_prompt_tokens, visual_spans)
     _check_keep(keep, num_boundaries)
     plan = make_plan(layout, keep, _guiding(layout, extra_args.get(TEXT, "all"), extra_args.get(GUIDE, [])))
+    plan = replace(plan, trace_id=extra_args.get(TRACE, 0))
     if not plan.drops:
         return None
     check_ends_on_text(layout)

@@ -1,11 +1,11 @@
-"""The worker's side under vLLM's V1 model runner: every step begun before its attention metadata is built."""
+"""The hooks on vLLM's V1 model runner: every step begun before its attention metadata is built."""
 
 import functools
 from typing import Any
 
 import numpy as np
 
-from duet_server.engine.request_plans import RequestPlans, visual_spans
+from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import KVCacheConfig
 from duet_server.plan import RequestPlan
 
@@ -52,17 +52,5 @@ class PlansMixin:
         """The request's plan, rebuilt from the state that vLLM sent along with it."""
         if req_id not in self.plans:
             request = self.requests[req_id]
-            extra_args = request.sampling_params.extra_args if request.sampling_params else None
-            spans = visual_spans(feature.mm_position for feature in request.mm_features)
-            self.plans.add(req_id, request.num_prompt_tokens, spans, extra_args)
+            self.plans.add(req_id, request.num_prompt_tokens, request.mm_features, request.sampling_params)
         return self.plans.get(req_id)
-
-
-def adopt_runner(worker: Any) -> None:
-    """Give a worker's V1 runner the hooks. Workers build their runner by name, so its class is exchanged afterwards.
-
-    The V2 runner needs none of it: it asks the model for its hooks.
-    """
-    if not worker.vllm_config.use_v2_model_runner:
-        runner = worker.model_runner
-        runner.__class__ = type(f"Duet{type(runner).__name__}", (PlansMixin, type(runner)), {})

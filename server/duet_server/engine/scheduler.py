@@ -3,7 +3,7 @@
 from typing import Any
 
 from duet_server.engine.kv_cache import SegmentManager, check_groups
-from duet_server.engine.request_plans import RequestPlans, visual_spans
+from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
 from duet_server.plan import SettingsError
 
@@ -35,11 +35,7 @@ class DuetScheduler(AsyncScheduler):
         super().add_request(request)
 
     def _add_plan(self, request: Request) -> None:
-        params = request.sampling_params
-        if params is None or not request.mm_features:
-            return
-        spans = visual_spans(feature.mm_position for feature in request.mm_features)
-        self.plans.add(request.request_id, request.num_prompt_tokens, spans, params.extra_args)
+        self.plans.add(request.request_id, request.num_prompt_tokens, request.mm_features, request.sampling_params)
         if self.plans.get(request.request_id) is None:
             return
         if request.resumable:

@@ -12,7 +12,9 @@ from torch import nn
 from duet_kernels import gather_rows, guided_score, keep_highest
 from duet_server.engine.attention import SegmentAttention
 from duet_server.engine.current_step import CurrentStep
+from duet_server.engine.stage_seconds import STAGE2, stage_clock
 from duet_server.engine.step_layout import BoundaryRows, ScoredRows, StepLayout
+from duet_server.engine.trace import Traces
 from duet_server.engine.vllm_internals import (
     VllmConfig,
     get_forward_context,
@@ -35,6 +37,8 @@ class SegmentedDecoder:
     def __init__(self, decoder: nn.Module, boundaries: Sequence[int], vllm_config: VllmConfig) -> None:
         edges = (0, *boundaries, len(decoder.layers))
         self.step = CurrentStep(len(edges) - 1, vllm_config)
+        self.traces = Traces()
+        self.clock = stage_clock(STAGE2, vllm_config)
         self.hidden_size = decoder.norm.weight.shape[0]
         for layer in decoder.layers:
             _check_layer(layer)
@@ -57,13 +61,16 @@ class SegmentedDecoder:
                 boundary = self.step.boundaries[segment_idx - 1]
                 if boundary is not None:
                     assert residual is not None, "a boundary lies behind at least one layer"
-                    rows = surviving_rows(boundary, segment.layers[0], positions, hidden, residual)
-                    places = torch.arange(num_rows, device=hidden.device) if places is None else places
-                    hidden, residual, places = gather_rows(rows, hidden, residual, places)
+                    with self.clock:
+                        rows, score = surviving_rows(boundary, segment.layers[0], positions, hidden, residual)
+                        places = torch.arange(num_rows, device=hidden.device) if places is None else places
+                        hidden, residual, places = gather_rows(rows, hidden, residual, places)
+                    self.traces.add_boundary(layout, segment_idx, places, score)
                 positions = self.step.buffers.positions[segment_idx, : hidden.shape[0]]
             hidden, residual = segment(positions, hidden, residual)
         if places is None:
             return hidden
+        self.clock.observe()
         # The runner takes logits at rows of the whole batch: put the survivors back to where they came from.
         return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, places, hidden)
 
@@ -81,7 +88,8 @@ class SegmentedDecoder:
         positions = self.step.buffers.positions[0, : prompt.num_tokens]
         boundary, layer = self.step.boundaries[0], self.segments[1].layers[0]
         assert boundary is not None, f"nothing drops: {plan}"
-        gather_rows(surviving_rows(boundary, layer, positions, hidden, hidden.clone()), hidden, hidden, positions)
+        rows, _ = surviving_rows(boundary, layer, positions, hidden, hidden.clone())
+        gather_rows(rows, hidden, hidden, positions)
         self.step.layout = None
 
     def _layout(self) -> StepLayout | None:
@@ -126,14 +134,18 @@ def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_co
 
 def surviving_rows(
     boundary: BoundaryRows, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
-) -> torch.Tensor:
-    """The rows that go on past a boundary, ``[rows after]``; ``layer`` is the first one behind it."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows that go on past a boundary, ``[rows after]``, and the keys' score, None where nothing is ranked.
+
+    ``layer`` is the first one behind the boundary.
+    """
     scored = boundary.scored
-    if scored is not None:
-        score = _score(boundary, scored, layer, positions, hidden, residual)
-        pools = scored.pool_start, scored.pool_length, scored.num_keep, scored.first_row, scored.target
-        keep_highest(score, *pools, boundary.rows)
-    return boundary.rows
+    if scored is None:
+        return boundary.rows, None
+    score = _score(boundary, scored, layer, positions, hidden, residual)
+    pools = scored.pool_start, scored.pool_length, scored.num_keep, scored.first_row, scored.target
+    keep_highest(score, *pools, boundary.rows)
+    return boundary.rows, score
 
 
 def _score(

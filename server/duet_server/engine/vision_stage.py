@@ -1,6 +1,7 @@
 """Stage 1: a CLIP tower's output cut to each image's own dominant and contextual tokens."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from duet_server.engine.vllm_internals import tensor_model_parallel_all_gather
 Stage1Counts = tuple[int, int, int]  # dominant, contextual, cluster width (0: unlimited)
 
 
-def encode(tower: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def encode(
+    tower: Any, pixel_values: torch.Tensor, clock: AbstractContextManager[None]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run vLLM's ``CLIPVisionTransformer`` and keep what stage 1 needs of its last layer.
 
     Args:
         tower: built up to the selected feature layer, without post-norm, as vLLM's LLaVA does.
         pixel_values: ``[images, 3, height, width]``.
+        clock: runs while anything is computed that an uncompressed image does without.
 
     Returns:
         hidden ``[images, 1 + patches, dim]`` with CLS first; score ``[images, patches]``; metric
@@ -34,10 +38,11 @@ def encode(tower: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.
     hidden = hidden + output
     hidden = hidden + last.mlp(last.layer_norm2(hidden))
 
-    keys = key.unflatten(-1, (-1, attention.head_dim))  # [B, 1 + N, heads, d]
-    cls_query = query[:, 0].unflatten(-1, (-1, attention.head_dim))
-    score = _sum_over_ranks(cls_score(cls_query, keys, attention.scale), attention.tp_size)
-    metric = _sum_over_ranks(keys.float().sum(dim=2), attention.tp_size) / attention.num_heads
+    with clock:
+        keys = key.unflatten(-1, (-1, attention.head_dim))  # [B, 1 + N, heads, d]
+        cls_query = query[:, 0].unflatten(-1, (-1, attention.head_dim))
+        score = _sum_over_ranks(cls_score(cls_query, keys, attention.scale), attention.tp_size)
+        metric = _sum_over_ranks(keys.float().sum(dim=2), attention.tp_size) / attention.num_heads
     return hidden, score, metric
 
 

@@ -10,6 +10,7 @@ from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.config.vllm import OptimizationLevel
 from vllm.distributed import (
+    get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "VllmConfig",
     "current_platform",
     "get_forward_context",
+    "get_tensor_model_parallel_rank",
     "get_tensor_model_parallel_world_size",
     "init_logger",
     "set_model_tag",

@@ -1,11 +1,9 @@
-"""vLLM's CPU worker with the hooks of ``runner_v1``."""
+"""vLLM's CPU worker with DUET's hooks."""
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from duet_server.engine.runner_v1 import adopt_runner
+from duet_server.engine.worker import WorkerMixin
 
 
-class DuetCPUWorker(CPUWorker):
-    def init_device(self) -> None:
-        super().init_device()
-        adopt_runner(self)
+class DuetCPUWorker(WorkerMixin, CPUWorker):
+    """Named in vLLM's configuration."""

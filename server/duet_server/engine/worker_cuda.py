@@ -1,11 +1,9 @@
-"""vLLM's CUDA worker with the hooks of ``runner_v1``."""
+"""vLLM's CUDA worker with DUET's hooks."""
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from duet_server.engine.runner_v1 import adopt_runner
+from duet_server.engine.worker import WorkerMixin
 
 
-class DuetCUDAWorker(Worker):
-    def init_device(self) -> None:
-        super().init_device()
-        adopt_runner(self)
+class DuetCUDAWorker(WorkerMixin, Worker):
+    """Named in vLLM's configuration."""

@@ -29,11 +29,15 @@ class SegmentPlan:
 
 @dataclass(frozen=True, slots=True)
 class RequestPlan:
-    """A request's segments, first to last; segment 0 holds the whole prompt. ``guiding`` are prompt rows."""
+    """A request's segments, first to last; segment 0 holds the whole prompt.
+
+    ``guiding`` are prompt rows; ``trace_id`` is what the engine shall note its choices under, 0 for no notes.
+    """
 
     layout: PromptLayout
     guiding: tuple[int, ...]
     segments: tuple[SegmentPlan, ...]
+    trace_id: int = 0
 
     @property
     def dropped(self) -> tuple[int, ...]:

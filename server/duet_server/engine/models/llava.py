@@ -1,6 +1,7 @@
 """LLaVA-1.5: vLLM's own model with both stages, a CLIP tower and any Llama-family decoder."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 
-from duet_server.engine.request_plans import STAGE1
+from duet_server.engine.request_plans import STAGE1, TRACE
+from duet_server.engine.stage_seconds import STAGE1 as STAGE1_SECONDS
+from duet_server.engine.stage_seconds import stage_clock
 from duet_server.engine.text_stage import SegmentedDecoder
 from duet_server.engine.vision_stage import Stage1Counts, cut, encode
 from duet_server.engine.vllm_internals import VllmConfig
@@ -35,7 +38,7 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
     """Carries stage 1's counts with every image, so that vLLM's caches keep the settings apart by themselves."""
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        return super()._call_hf_processor(hf_data, {k: v for k, v in hf_kwargs.items() if k != STAGE1})
+        return super()._call_hf_processor(hf_data, {k: v for k, v in hf_kwargs.items() if k not in (STAGE1, TRACE)})
 
     def _postprocess_hf_mm_data(
         self,
@@ -47,13 +50,18 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
         if "pixel_values" in data:
             counts = hf_processor_mm_kwargs.get(STAGE1, OFF)
             data[STAGE1] = torch.tensor([counts] * len(data["pixel_values"]))
+            if TRACE in hf_processor_mm_kwargs:
+                images: Any = mm_inputs["images"]
+                sizes = [(image_idx, *image.size) for image_idx, image in enumerate(images)]
+                data[TRACE] = torch.tensor([(hf_processor_mm_kwargs[TRACE], *size) for size in sizes])
         return data
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        return {**fields, STAGE1: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        own = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        return {**fields, STAGE1: own, TRACE: own}
 
     def _get_prompt_updates(
         self,
@@ -85,6 +93,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         boundaries = vllm_config.additional_config["duet"]["boundaries"]
         num_patches = self.vision_tower.vision_model.embeddings.num_patches
         self.max_images = max(1, vllm_config.scheduler_config.max_num_batched_tokens // num_patches)
+        self.clock = stage_clock(STAGE1_SECONDS, vllm_config)
         self.decoder = SegmentedDecoder(self.language_model.model, boundaries, vllm_config)
 
     @torch.inference_mode()
@@ -92,7 +101,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """Run what compression adds once, before the first request does."""
         config, weight = self.config.vision_config, self.language_model.model.norm.weight
         pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=weight.dtype, device=weight.device)
-        cut(*encode(self.vision_tower.vision_model, pixels), [(2, 1, 1)])
+        cut(*encode(self.vision_tower.vision_model, pixels, nullcontext()), [(2, 1, 1)])
         self.decoder.warm_up(weight.device, weight.dtype)
 
     def get_model_state_cls(self) -> type:
@@ -102,7 +111,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         return DuetModelState
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        counts = _counts(kwargs.pop(STAGE1, None))
+        counts, traced = _counts(kwargs.pop(STAGE1, None)), kwargs.pop(TRACE, None)
         if not any(counts):
             return super().embed_multimodal(**kwargs)
         pixels = self._parse_and_validate_image_input(**kwargs)["pixel_values"]
@@ -110,7 +119,12 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         tokens: list[torch.Tensor] = []
         for start in range(0, len(counts), self.max_images):
             batch = slice(start, start + self.max_images)
-            tokens += cut(*encode(self.vision_tower.vision_model, pixels[batch]), counts[batch])
+            encoded = encode(self.vision_tower.vision_model, pixels[batch], self.clock)
+            with self.clock:
+                tokens += cut(*encoded, counts[batch])
+            if traced is not None:
+                self.decoder.traces.add_images(traced[batch], counts[batch], *encoded[1:])
+        self.clock.observe()
         return self.multi_modal_projector(torch.cat(tokens)).split([len(image) for image in tokens])
 
     def forward(

@@ -1,0 +1,72 @@
+"""``duet_stage1_seconds`` and ``duet_stage2_seconds``: the time that both stages take inside the engine.
+
+The process that runs the model counts. A scrape of the API's process shows it where both share
+``PROMETHEUS_MULTIPROC_DIR``, as ``duet-server serve`` sees to.
+"""
+
+import time
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+import torch
+from prometheus_client import Histogram
+
+from duet_server.engine.vllm_internals import VllmConfig, current_platform, get_tensor_model_parallel_rank
+
+BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+STAGE1 = Histogram(
+    "duet_stage1_seconds",
+    "Time that stage 1 took to choose and merge the visual tokens of a step's compressed images.",
+    ["model_name"],
+    buckets=BUCKETS,
+)
+STAGE2 = Histogram(
+    "duet_stage2_seconds",
+    "Time that stage 2 took to rank and drop the visual tokens of a step, over all boundaries.",
+    ["model_name"],
+    buckets=BUCKETS,
+)
+
+
+def stage_clock(histogram: Histogram, vllm_config: VllmConfig) -> "StageClock":
+    """The served model's clock; of tensor-parallel ranks, which all do the same, only the first one counts."""
+    counts = get_tensor_model_parallel_rank() == 0
+    series = histogram.labels(vllm_config.model_config.served_model_name) if counts else None
+    return StageClock(series, on_gpu=current_platform.device_type == "cuda")
+
+
+class StageClock:
+    """Adds up what runs inside ``with clock:`` until ``observe()``. On a GPU it is the stream's time: no host waits."""
+
+    def __init__(self, series: Any, on_gpu: bool) -> None:
+        self._series = series
+        self._on_gpu = on_gpu
+        self._spans: list[tuple[Any, Any]] = []
+        self._pending: deque[list[tuple[Any, Any]]] = deque()  # whose last event the stream may not have passed yet
+
+    def __enter__(self) -> None:
+        self._start = self._now()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._spans.append((self._start, self._now()))
+
+    def observe(self) -> None:
+        """Count one sample, the sum since the last call; on a GPU, those that are over by now."""
+        if self._spans:
+            self._pending.append(self._spans)
+            self._spans = []
+        while self._pending and (not self._on_gpu or self._pending[0][-1][1].query()):
+            seconds = sum(self._seconds(*span) for span in self._pending.popleft())
+            if self._series is not None:
+                self._series.observe(seconds)
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _seconds(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1000 if self._on_gpu else end - start

@@ -1,0 +1,92 @@
+"""What both stages chose for the few requests that someone wants to look at; nothing is noted of any other."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from duet_kernels import clusters
+from duet_server.engine.step_layout import StepLayout
+
+MAX_TRACES = 16  # those never asked for give way to later ones
+
+
+class Traces:
+    """By trace id, until taken. What is on the device stays there until then."""
+
+    def __init__(self) -> None:
+        self._traces: OrderedDict[int, dict[str, dict[int, Any]]] = OrderedDict()
+
+    def add_images(
+        self,
+        images: torch.Tensor,
+        settings: Sequence[tuple[int, int, int] | None],
+        score: torch.Tensor,
+        metric: torch.Tensor,
+    ) -> None:
+        """Note what stage 1 made of images.
+
+        Args:
+            images: ``[images, 2 or more]`` integers, of each its trace id and its number in the prompt.
+            settings, score, metric: as :func:`duet_kernels.select_and_merge` takes them; None where stage 1 is off.
+        """
+        for idx, (trace_id, image_idx, *_) in enumerate(images.tolist()):
+            own = settings[idx]
+            if own is not None:
+                ((dominant, contextual),) = clusters(score[idx : idx + 1], metric[idx : idx + 1], [own])
+                noted = {"dominant": dominant, "contextual": contextual, "scores": score[idx].clone()}
+                self._of(trace_id)["images"][image_idx] = noted
+
+    def add_boundary(
+        self, layout: StepLayout, segment_idx: int, places: torch.Tensor, score: torch.Tensor | None
+    ) -> None:
+        """Note what stage 2 let into a segment.
+
+        Args:
+            layout: the running step's.
+            places: ``[rows]``, for every row of the segment its place in the whole batch.
+            score: ``[keys]``, as the boundary ranked them; None where nothing was ranked.
+        """
+        for request_idx, plan in layout.prefills:
+            if plan.trace_id:
+                first, start, end = layout.starts[0, request_idx], *layout.starts[segment_idx, request_idx:][:2]
+                scores = [] if score is None else _pool_scores(layout, segment_idx, request_idx, score)
+                noted = {"rows": places[start:end] - first, "scores": scores}
+                self._of(plan.trace_id)["segments"][segment_idx] = noted
+
+    def take(self, trace_id: int) -> dict[str, dict[int, Any]] | None:
+        """What was noted under ``trace_id``, as lists, and forget it; None where there is nothing.
+
+        Returns:
+            ``images``, of each by its number in the prompt: ``dominant`` patches, ``contextual`` tokens' patches (the
+            anchor first), ``scores`` of all patches; ``segments``, of each by its number that a drop led to: ``rows``
+            of the prompt that it holds, and ``scores`` of the pools it was chosen from: the pool's first row in the
+            segment before, and a score per row.
+        """
+        trace = self._traces.pop(trace_id, None)
+        if trace is None:
+            return None
+        for image in trace["images"].values():
+            image["scores"] = image["scores"].tolist()
+        for segment in trace["segments"].values():
+            segment["rows"] = segment["rows"].tolist()
+            segment["scores"] = [(first, pool.tolist()) for first, pool in segment["scores"]]
+        return trace
+
+    def _of(self, trace_id: int) -> dict[str, dict[int, Any]]:
+        if trace_id not in self._traces and len(self._traces) == MAX_TRACES:
+            self._traces.popitem(last=False)
+        return self._traces.setdefault(trace_id, {"images": {}, "segments": {}})
+
+
+def _pool_scores(
+    layout: StepLayout, segment_idx: int, request_idx: int, score: torch.Tensor
+) -> list[tuple[int, torch.Tensor]]:
+    """Of every pool of the request that was ranked, its first row in the segment before and its scores."""
+    boundary = layout.boundaries[segment_idx - 1]
+    scored = boundary.scored if boundary else None
+    assert scored is not None, f"{boundary=}"
+    start, end = layout.starts[segment_idx - 1, request_idx:][:2].tolist()
+    pools = zip(scored.first_row.tolist(), scored.pool_start.tolist(), scored.pool_length.tolist(), strict=True)
+    return [(row - start, score[key : key + length].clone()) for row, key, length in pools if start <= row < end]
