@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -39,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def serve(words: Sequence[str]) -> None:
     """Serve until stopped. ``words`` are the command line, ``serve`` first."""
     os.environ["VLLM_PLUGINS"] = plugins_to_load(os.environ.get("VLLM_PLUGINS"), _installed_plugins())
+    _share_metrics()
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
@@ -97,6 +101,13 @@ def plugins_to_load(allowed: str | None, installed: Iterable[str]) -> str:
     """
     names = list(installed) if allowed is None else [name for name in allowed.split(",") if name]
     return ",".join(dict.fromkeys([*names, PLUGIN]))
+
+
+def _share_metrics() -> None:
+    """Show in the API's metrics what the engine's processes count; must come before prometheus_client's import."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="duet-metrics-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
 
 
 def _installed_plugins() -> list[str]:

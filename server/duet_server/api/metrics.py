@@ -1,7 +1,7 @@
 """Prometheus metrics of compression, on vLLM's ``/metrics``.
 
-They live in prometheus_client's default registry, as vLLM's own do: with several API processes, which share
-``PROMETHEUS_MULTIPROC_DIR``, any process's scrape shows the sum over all of them.
+They live in prometheus_client's default registry, as vLLM's own do: of processes that share
+``PROMETHEUS_MULTIPROC_DIR``, any one's scrape shows the sum over all, the stages' time in the engine included.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, get_args
 from prometheus_client import Counter, Histogram
 
 from duet_server.api.errors import Reason
+from duet_server.engine.stage_seconds import STAGE1, STAGE2
 
 STAGES = ("encoder", "stage1", "llm")
 
@@ -46,6 +47,8 @@ class CompressionMetrics:
         self._rejected = {reason: _REJECTED.labels(model_name, reason) for reason in get_args(Reason)}
         self._reduction = _REDUCTION.labels(model_name)
         self._saved = _SAVED.labels(model_name)
+        for stage in (STAGE1, STAGE2):
+            stage.labels(model_name)
 
     def count_request(self, preset: str) -> None:
         """Count an accepted request, whether it has images or not."""

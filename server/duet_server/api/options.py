@@ -53,8 +53,8 @@ def option(default: str, parse: Callable[[str], Any], metavar: str, about: str) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """Every field is a flag (``max_reduction``: ``--duet-max-reduction``), a variable (``DUET_MAX_REDUCTION``) and a key
-    of ``--config`` files (``duet-max-reduction``)."""
+    """Every field, such as ``max_reduction``, is a flag (``--duet-max-reduction``), a variable (``DUET_MAX_REDUCTION``)
+    and a key of ``--config`` files (``duet-max-reduction``)."""
 
     default: CompressionField = option(
         "off", parse_default, "PRESET or JSON", "Compression of chat requests that say nothing of it."

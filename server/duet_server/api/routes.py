@@ -6,14 +6,17 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from vllm.entrypoints.openai.chat_completion import api_router as vllm_chat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
+from duet_server.api.preview import preview_chat
 from duet_server.api.schema import (
     CompressionInfo,
     CompressionPlan,
+    CompressionPreview,
     DuetChatCompletionRequest,
     DuetChatCompletionResponse,
 )
@@ -64,3 +67,23 @@ async def plan_compression(request: DuetChatCompletionRequest, raw_request: Requ
     if isinstance(planned, ErrorResponse):
         return JSONResponse(planned.model_dump(), status_code=planned.error.code)
     return JSONResponse(plan_body(planned, handler.served))
+
+
+@router.post(
+    "/v1/compression/preview",
+    dependencies=[Depends(validate_json_request)],
+    responses={HTTPStatus.OK.value: {"model": CompressionPreview, "content": {"image/png": {}}}, **_ERRORS},
+)
+@with_cancellation  # type: ignore[untyped-decorator]
+async def preview_compression(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
+    """The same, and which patches each stage kept of the pictures: the engine runs the prompt for one token.
+
+    Under `Accept: image/png` the pictures themselves, with what was dropped dark and what was merged tinted.
+    """
+    handler: DuetServingChat = raw_request.app.state.openai_serving_chat
+    preview = await preview_chat(handler, request, raw_request)
+    if isinstance(preview, ErrorResponse):
+        return JSONResponse(preview.model_dump(), status_code=preview.error.code)
+    if "image/png" in raw_request.headers.get("accept", ""):
+        return Response(await run_in_threadpool(preview.png), media_type="image/png")
+    return JSONResponse(preview.body(handler))

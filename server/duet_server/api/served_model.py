@@ -61,6 +61,10 @@ class ServedModel:
         except SettingsError as error:
             raise invalid_settings(error) from error
 
+    def refuse_model(self) -> RequestRefusedError:
+        """To be raised where there is nothing but compression to ask for."""
+        return RequestRefusedError("unsupported", "model", self.name, "a model and images with compression")
+
     def describe(self) -> dict[str, Any]:
         """The body of ``GET /v1/compression``."""
         about: dict[str, Any] = {"model": self.name, "supported": self.shape is not None}

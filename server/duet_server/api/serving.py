@@ -22,7 +22,7 @@ from duet_server.api.schema import DuetChatCompletionRequest
 from duet_server.api.served_model import ServedModel
 from duet_server.api.usage import with_usage, with_usage_chunk
 from duet_server.engine.guiding import salient_rows
-from duet_server.engine.request_plans import GUIDE, KEEP, STAGE1, TEXT
+from duet_server.engine.request_plans import GUIDE, KEEP, STAGE1, TEXT, TRACE
 from duet_server.plan import CompressionSettings
 
 
@@ -62,6 +62,9 @@ class DuetServingChat(OpenAIServingChat):
         except Exception:
             self._forget_images(engine_input)
             raise
+        if request._trace_id:  # a preview, no chat
+            request._compressed = compressed
+            return result
         if compressed is not None and (compressed.num_images or request.compression is not None):
             request._compressed = compressed
         self._count(request, settings)
@@ -84,7 +87,7 @@ class DuetServingChat(OpenAIServingChat):
         (engine_input,) = result[1]
         compressed = self._compress(request, settings, engine_input)
         if compressed is None:
-            raise RequestRefusedError("unsupported", "model", self.served.name, "a model and images with compression")
+            raise self.served.refuse_model()
         return compressed
 
     async def chat_completion_full_generator(
@@ -109,6 +112,8 @@ class DuetServingChat(OpenAIServingChat):
             trust_request_mm_kwargs=self.trust_mm_kwargs,
         )
         settings = self.served.resolve(cast(CompressionField | None, request.compression))
+        if request._trace_id:
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), TRACE: request._trace_id}
         if settings is None or settings.is_off or not has_non_text_content(request.messages):
             return settings
         check_request(request)
@@ -142,6 +147,8 @@ class DuetServingChat(OpenAIServingChat):
         self, request: DuetChatCompletionRequest, settings: CompressionSettings, prompt: RenderedPrompt
     ) -> dict[str, Any]:
         args: dict[str, Any] = {KEEP: list(settings.keep), TEXT: settings.text}
+        if request._trace_id:
+            args[TRACE] = request._trace_id
         if settings.text == "salient":
             if prompt.text is None:
                 expected = "all or last: the chat template of this model gives no text"

@@ -49,14 +49,17 @@ def test_default_from_the_environment(client):
 
 
 def test_metrics(server):
-    before = {name: metric(server, name) for name in ("duet_kv_token_layers_saved_total", "duet_reduction_ratio_count")}
-    saved = server.ask(QUESTION, compression="aggressive")["usage"]["compression"]["kv_cache"]
-    gained = {name: metric(server, name) - value for name, value in before.items()}
-    assert gained == {
-        "duet_kv_token_layers_saved_total": saved["token_layers_uncompressed"] - saved["token_layers"],
-        "duet_reduction_ratio_count": 1,
-    }
-    assert metric(server, "duet_requests_total", preset="aggressive", model_name="duet-demo-random") >= 1
+    """One scrape after one request shows what the API counted, and what the engine did in its own process."""
+    names = ["duet_kv_token_layers_saved_total", "duet_requests_total", "duet_reduction_ratio_count"]
+    names += ["duet_stage1_seconds_count", "duet_stage2_seconds_count"]
+    before = {name: metric(server, name) for name in names}
+    settings = {"dominant": 41, "contextual": 3, "keep": [0.5, 0.0]}  # of no other test: stage 1 has no cached answer
+    saved = server.ask(QUESTION, compression=settings)["usage"]["compression"]["kv_cache"]
+    gained = [metric(server, name) - value for name, value in before.items()]
+    assert gained == [saved["token_layers_uncompressed"] - saved["token_layers"], 1, 1, 1, 1]
+    seconds = {f"stage{idx}": metric(server, f"duet_stage{idx}_seconds_sum") for idx in (1, 2)}
+    assert all(0 < seconds[stage] < 60 for stage in seconds), seconds
+    assert metric(server, "duet_requests_total", preset="custom", model_name="duet-demo-random") >= 1
     assert metric(server, "vllm:request_success_total") > 0
 
 
