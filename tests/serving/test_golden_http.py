@@ -53,6 +53,24 @@ def test_each_case_alone(server, model):
         assert usage["kv_cache"]["token_layers"] == sum(case.kv_lens_per_layer), case
 
 
+def check_preview(server: RunningServer, case: GoldenCase) -> None:
+    """The authors' selection in the pictures' terms: CLS, dominant patches ascending, merged ones."""
+    body = chat(picture_and_text(case.picture_path, case.question), compression=compression(case))
+    (picture,) = server.client.post("/v1/compression/preview", json=body).json()["patches"]
+    tokens = ["cls", *sorted(case.dominant_patch_indices), *(("merged", idx) for idx in range(case.contextual))]
+    rows = list(range(case.prefill_len))
+    for segment, kept in zip(picture["segments"], [rows, *case.kept_rows_per_stage], strict=True):
+        rows = [rows[row] for row in kept]
+        visual = [row - case.image_start for row in rows if 0 <= row - case.image_start < case.num_entering]
+        shown = ["cls"] * segment["cls"] + segment["patches"] + [("merged", idx) for idx in segment["contextual"]]
+        assert shown == [tokens[place] for place in visual], case
+
+
+def test_previews_show_the_authors_selection(server, model):
+    for case in golden_cases(model):
+        check_preview(server, case)
+
+
 def test_all_cases_at_once_with_others_among_them(server, model):
     cases = golden_cases(model)
     plain = picture_and_text(cases[0].picture_path, cases[0].question)
