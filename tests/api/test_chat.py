@@ -251,12 +251,25 @@ def test_prompt_longer_than_an_engine_step_is_refused(chat):
     assert chat(long_question).status_code == 200
 
 
-def test_images_of_a_refused_request_are_sent_again(chat, server):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"compression": "aggressive", "max_tokens": 2040},
+        {"temperature": -1},
+        {"logprobs": True, "top_logprobs": 21},
+        {"logprobs": True, "top_logprobs": 21, "stream": True},
+    ],
+    ids=str,
+)
+def test_images_of_a_refused_request_are_sent_again(chat, server, fields):
     """vLLM sends an image once and then its hash; one that was refused has never been sent."""
-    question = user(image_part("green"), "What color is the circle?")
-    refusal(chat(question, compression="aggressive", max_tokens=2040))
-    assert chat(question, compression="aggressive").status_code == 200
+    setting = {"compression": "aggressive"}
+    question = user(image_part(f"rgb(9, 9, {len(str(fields))})"), "What color is the circle?")
+    assert '{"error"' in chat(question, **{**setting, **fields}).text
+    assert chat(question, **setting).status_code == 200
     assert server.last_call.prompt["mm_kwargs"]["image"][0] is not None
+    chat(question, **setting)
+    assert server.last_call.prompt["mm_kwargs"]["image"][0] is None
 
 
 @pytest.mark.parametrize(
@@ -288,8 +301,8 @@ def test_clients_may_not_send_processor_kwargs(chat, server):
 @pytest.fixture
 def without_compression(server, monkeypatch):
     """The same server, its model served without compression."""
-    handler = server.app.state.openai_serving_chat
-    monkeypatch.setattr(handler, "served", replace(handler.served, shape=None))
+    renderer = server.app.state.openai_serving_chat.online_renderer
+    monkeypatch.setattr(renderer, "served", replace(renderer.served, shape=None))
 
 
 @pytest.mark.usefixtures("without_compression")

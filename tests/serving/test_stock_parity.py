@@ -19,15 +19,22 @@ def answers(server: RunningServer, **fields: Any) -> list[dict[str, Any]]:
     return [server.ask(content, logprobs=True, top_logprobs=5, **fields) for content in contents]
 
 
+def completion(server: RunningServer) -> dict[str, Any]:
+    body = {"prompt": "What is the capital of France?", "max_tokens": 12, "temperature": 0, "logprobs": 3}
+    answer = server.client.post("/v1/completions", json=body).json()
+    return {"choices": answer["choices"], "usage": answer["usage"]}
+
+
 def logprobs(answer: dict[str, Any]) -> list[float]:
     return [top["logprob"] for token in answer["choices"][0]["logprobs"]["content"] for top in token["top_logprobs"]]
 
 
 def test_off_equals_stock_vllm(tmp_path):
     with stock_server(tmp_path / "stock", checkpoint_path(MODEL)) as server:
-        expected = answers(server)
+        expected, completed = answers(server), completion(server)
         assert server.client.get("/v1/compression").status_code == 404
     with duet_server(tmp_path / "duet", checkpoint_path(MODEL)) as server:
+        assert completion(server) == completed
         for served in (answers(server), answers(server, compression="off")):
             assert [token_ids(answer) for answer in served] == [token_ids(answer) for answer in expected]
             for answer, reference in zip(served, expected, strict=True):

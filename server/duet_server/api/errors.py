@@ -10,7 +10,7 @@ from vllm.exceptions import VLLMValidationError
 
 from duet_server.plan import SettingsError
 
-Reason = Literal["invalid_settings", "reserved_key", "too_long", "unsupported"]
+Reason = Literal["invalid_settings", "limit", "media", "reserved_key", "too_long", "unsupported"]
 
 
 class RequestRefusedError(VLLMValidationError):

@@ -1,19 +1,27 @@
-"""Keeps clients from the engine's own keys: only the validated ``compression`` field may set them.
+"""Keeps clients from the engine's own keys and from asking for more than the server gives, on every JSON route.
 
-The engine trusts these keys, so they are refused on every route, not only where compression is served.
+The engine trusts keys under ``duet_``: only the validated ``compression`` field may set them. So they are refused
+wherever a body may carry them, not only where compression is served.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pybase64
 from fastapi import Request
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from duet_server.api.elsewhere import refuse_compression_elsewhere
 from duet_server.api.errors import RequestRefusedError
 
 RESERVED_PREFIX = "duet_"
+# What vLLM passes to the engine as it is, at any depth: batches and prompts nest bodies.
+_ENGINE_FIELDS = ("vllm_xargs", "mm_processor_kwargs", "extra_args")
+_FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, keys and tensors in base64
+_NUM_ANSWERS = ("n", "best_of")
 
 
 async def check_json_request(raw_request: Request) -> None:
@@ -24,25 +32,84 @@ async def check_json_request(raw_request: Request) -> None:
     except ValueError:
         return  # no JSON: the route's to answer
     refuse_reserved_keys(body)
+    refuse_compression_elsewhere(body, raw_request.scope["route"].path)
+    refuse_many_answers(body, raw_request.app.state.duet.options.max_n)
 
 
 def refuse_reserved_keys(body: object) -> None:
     """Raise RequestRefusedError if a request's body reaches for a reserved key."""
-    for field, keys in _engine_fields(body):
-        for key, value in keys.items():
-            if key.startswith(RESERVED_PREFIX):
-                expected = f"no key that begins with {RESERVED_PREFIX}: use the compression field"
-                raise RequestRefusedError("reserved_key", f"{field}.{key}", value, expected)
+    for above, key, value in _entries(body):
+        if above.in_engine_field and key.startswith(RESERVED_PREFIX):
+            raise _reserved(_Path(above, key), value)
+        if key in _FEATURES and _has_reserved_features(value):
+            raise _reserved(_Path(above, key), value)
 
 
-def _engine_fields(body: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts of a body that vLLM passes to the engine as they are."""
-    if not isinstance(body, dict):
-        return
-    sampling_params = body.get("sampling_params")
-    fields = {"vllm_xargs": body.get("vllm_xargs"), "mm_processor_kwargs": body.get("mm_processor_kwargs")}
-    if isinstance(sampling_params, dict):
-        fields["sampling_params.extra_args"] = sampling_params.get("extra_args")
-    for field, keys in fields.items():
-        if isinstance(keys, dict):
-            yield field, keys
+def refuse_many_answers(body: object, max_n: int | None) -> None:
+    """Raise RequestRefusedError if a request asks for more than ``max_n`` answers to a prompt."""
+    sampling_params = body.get("sampling_params") if isinstance(body, Mapping) else None
+    for prefix, fields in (("", body), ("sampling_params.", sampling_params)):
+        for name in _NUM_ANSWERS:
+            value = fields.get(name) if isinstance(fields, Mapping) else None
+            if max_n is not None and _as_number(value) > max_n:
+                raise RequestRefusedError("limit", prefix + name, value, f"at most {max_n}")
+
+
+class _Path:
+    """A key and those above it; linked, since a deep body has as many paths as objects."""
+
+    __slots__ = ("above", "in_engine_field", "key")
+
+    def __init__(self, above: _Path | None = None, key: str = "") -> None:
+        self.above = above
+        self.key = key
+        self.in_engine_field: bool = key in _ENGINE_FIELDS or (above is not None and above.in_engine_field)
+
+    def __str__(self) -> str:
+        keys, path = [], self
+        while path.above is not None:
+            keys.append(path.key)
+            path = path.above
+        return ".".join(reversed(keys))
+
+
+def _entries(body: object) -> Iterator[tuple[_Path, str, Any]]:
+    """Every key and value of the objects in a body, with the keys above them. However deep: no recursion."""
+    pending: list[tuple[_Path, object]] = [(_Path(), body)]
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield path, key, item
+                if isinstance(item, dict | list):
+                    pending.append((_Path(path, key), item))
+        elif isinstance(value, list):
+            pending.extend((path, item) for item in value if isinstance(item, dict | list))
+
+
+def _has_reserved_features(value: object) -> bool:
+    lists = [items for items in value.values() if isinstance(items, list)] if isinstance(value, dict) else []
+    texts = [item for items in lists for item in items if isinstance(item, str)]
+    return any(RESERVED_PREFIX.encode() in _decoded(text) for text in texts)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return pybase64.b64decode(text)
+    except ValueError:
+        return b""  # the route's to answer
+
+
+def _reserved(path: _Path, value: object) -> RequestRefusedError:
+    expected = f"no key that begins with {RESERVED_PREFIX}: use the compression field"
+    return RequestRefusedError("reserved_key", str(path), value, expected)
+
+
+def _as_number(value: object) -> float:
+    """As lenient as the models of the routes, which take numbers in strings, too."""
+    try:
+        return float(value) if isinstance(value, str | int | float) else 0.0
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return 0.0

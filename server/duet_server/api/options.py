@@ -9,6 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from duet_server.api.option_types import (
+    Network,
+    parse_bytes,
+    parse_cap,
+    parse_formats,
+    parse_networks,
+    parse_seconds,
+    parse_switch,
+)
 from duet_server.plan import DEFAULT_MAX_REDUCTION
 
 CompressionField = str | Mapping[str, object]  # a preset's name or an object, as it comes out of JSON
@@ -38,6 +47,12 @@ def parse_max_reduction(text: str) -> float:
     return value
 
 
+def parse_log_format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ArgumentTypeError(f"{text!r} is neither text nor json")
+    return text
+
+
 def parse_boundaries(text: str) -> list[int]:
     """Decoder layer indices, comma-separated; an empty text gives none."""
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
@@ -65,23 +80,74 @@ class ServerOptions:
         "R",
         "Largest share of visual tokens that a request may have removed, averaged over decoder layers.",
     )
+    media_public_only: bool = option(
+        "on", parse_switch, "on|off", "Fetch media from public addresses only, and through no proxy."
+    )
+    media_allow_networks: tuple[Network, ...] = option(
+        "", parse_networks, "NETWORKS", "Networks to fetch media from besides, such as 10.1.0.0/16,fd00::/8."
+    )
+    media_max_download: int | None = option("32M", parse_bytes, "SIZE|off", "Largest download of one picture.")
+    media_max_data_url: int | None = option("32M", parse_bytes, "SIZE|off", "Longest data URL of one picture.")
+    media_max_pixels: int | None = option("30000000", parse_cap, "N|off", "Most pixels of one picture.")
+    media_max_aspect_ratio: int | None = option(
+        "200", parse_cap, "N|off", "Most times that a picture's one side may be as long as the other."
+    )
+    media_formats: tuple[str, ...] | None = option(
+        "PNG,JPEG,WEBP,GIF,BMP,TIFF,AVIF", parse_formats, "NAMES|off", "Formats that pictures may have."
+    )
+    max_images: int | None = option(
+        "16", parse_cap, "N|off", "Most pictures of one prompt; vLLM's --limit-mm-per-prompt goes before it."
+    )
+    max_n: int | None = option("32", parse_cap, "N|off", "Most answers that one request may ask for (n, best_of).")
+    max_body: int | None = option("64M", parse_bytes, "SIZE|off", "Largest body of one request.")
+    guard_all_routes: bool = option(
+        "on", parse_switch, "on|off", "With --api-key, ask for the key on every route but health and the playground."
+    )
+    plain_errors: bool = option(
+        "on", parse_switch, "on|off", "Keep paths and the server's own exceptions out of error answers."
+    )
+    playground: bool = option("on", parse_switch, "on|off", "Serve the playground, a page at /.")
+
+    stall_timeout: float = option(
+        "20",
+        parse_seconds,
+        "SECONDS",
+        "Silence of the engine after which /health/ready answers 503; a step may be long.",
+    )
+    log_format: str = option("text", parse_log_format, "text|json", "Format of the log of all processes.")
 
     @classmethod
     def from_args(cls, args: Namespace) -> ServerOptions:
         """Read the parsed flags; a server started by vLLM's own command has none, only the environment."""
         values = {}
         for own in fields(cls):
-            value = getattr(args, PREFIX + own.name, None)
-            values[own.name] = own.metadata["type"](_from_environment(own, os.environ)) if value is None else value
+            is_flag = hasattr(args, PREFIX + own.name)  # None is a value: off
+            values[own.name] = getattr(args, PREFIX + own.name) if is_flag else _parsed_environment(own, os.environ)
         return cls(**values)
 
 
+def variables() -> list[str]:
+    """The names of the environment's variables."""
+    return [_variable(own) for own in fields(ServerOptions)]
+
+
 def add_flags(parser: Any, environment: Mapping[str, str]) -> None:
-    """Add a flag for every option to an argparse parser or group, its default from the environment."""
+    """Add a flag for every option to an argparse parser or group, its default from the environment.
+
+    Raises:
+        ArgumentTypeError: for a value of the environment that the flag would not take.
+    """
     for own in fields(ServerOptions):
         flag = f"--{PREFIX}{own.name}".replace("_", "-")
-        parser.add_argument(flag, **{**own.metadata, "default": _from_environment(own, environment)})
+        parser.add_argument(flag, **{**own.metadata, "default": _parsed_environment(own, environment)})
 
 
-def _from_environment(own: Any, environment: Mapping[str, str]) -> str:
-    return environment.get((PREFIX + own.name).upper(), own.metadata["default"])
+def _parsed_environment(own: Any, environment: Mapping[str, str]) -> Any:
+    try:
+        return own.metadata["type"](environment.get(_variable(own), own.metadata["default"]))
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{_variable(own)} in the environment: {error}") from error
+
+
+def _variable(own: Any) -> str:
+    return f"{PREFIX}{own.name}".upper()

@@ -1,4 +1,4 @@
-"""The endpoint plugin of vLLM 0.32: our routes over vLLM's, our chat handler in place of vLLM's."""
+"""The endpoint plugin of vLLM 0.32: our routes over vLLM's, our handlers in place of vLLM's."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from starlette.datastructures import State
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from duet_server.api.body_limit import BodyTooLargeError, refuse_body
 from duet_server.api.errors import RequestRefusedError, refuse
 from duet_server.api.guard import check_json_request
+from duet_server.api.handlers import replace_handlers
+from duet_server.api.health import router as health_router
+from duet_server.api.life import ServerLife
 from duet_server.api.metrics import CompressionMetrics
 from duet_server.api.options import ServerOptions
+from duet_server.api.playground import attach_playground
+from duet_server.api.protection import protect
+from duet_server.api.request_id import RequestIdMiddleware
 from duet_server.api.routes import router
 from duet_server.api.served_model import ServedModel
-from duet_server.api.serving import DuetServingChat
+from duet_server.api.vllm_routes import router as vllm_router
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -28,6 +36,8 @@ class DuetState:
 
     served: ServedModel
     metrics: CompressionMetrics
+    options: ServerOptions
+    life: ServerLife
 
 
 class DuetEndpoints:
@@ -38,8 +48,13 @@ class DuetEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Called once vLLM's own routes are in place; a route of the same path and method replaces vLLM's."""
+        self._app = app
         app.include_router(router)
+        app.include_router(vllm_router)
+        app.include_router(health_router)
         app.add_exception_handler(RequestRefusedError, refuse)
+        app.add_exception_handler(BodyTooLargeError, refuse_body)
+        app.add_exception_handler(EngineDeadError, _engine_died)
         app.dependency_overrides[validate_json_request] = check_json_request
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -48,10 +63,22 @@ class DuetEndpoints:
         Raises:
             SettingsError: if the default compression cannot be served.
         """
-        served = ServedModel.from_config(engine_client.vllm_config, ServerOptions.from_args(args))
-        state.duet = DuetState(served, CompressionMetrics(served.name))
+        options = ServerOptions.from_args(args)
+        served = ServedModel.from_config(engine_client.vllm_config, options)
+        life = ServerLife(engine_client, state, args, options.stall_timeout)
+        state.duet = DuetState(served, CompressionMetrics(served.name), options, life)
+        if options.playground:
+            attach_playground(self._app)
+        # The stack is built already, and with it vLLM's metrics: a second one, as add_middleware wants, would not count.
+        app = protect(self._app.middleware_stack or self._app.build_middleware_stack(), engine_client, args, options)
+        for middleware in (life.gate.middleware, life.middleware, RequestIdMiddleware):  # outermost last
+            app = middleware(app)
+        self._app.middleware_stack = app
         if served.notice:
             logger.warning("%s", served.notice)
-        state.openai_serving_chat = DuetServingChat(
-            state.openai_serving_chat, served, state.duet.metrics, trust_mm_kwargs=args.trust_request_mm_kwargs
-        )
+        replace_handlers(state, served, state.duet.metrics)
+
+
+async def _engine_died(request: Request, error: Exception) -> Response:
+    state: DuetState = request.app.state.duet
+    return await state.life.gate.engine_died(request, error)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from duet_server.api.errors import invalid_settings
+from duet_server.api.errors import RequestRefusedError
 from duet_server.engine.request_plans import visual_spans
 from duet_server.plan import (
     CompressionSettings,
@@ -60,16 +60,27 @@ class CompressedPrompt:
         """Whether stage 2 takes anything from this prompt."""
         return self.plan.drops
 
-    def check_ends_on_text(self) -> None:
-        """Raise RequestRefusedError for a prompt that ends on an image, of which stage 2 could drop the last row."""
+    def check_ends_on_text(self, field: str) -> None:
+        """Raise RequestRefusedError for a prompt that ends on an image, of which stage 2 could drop the last row.
+
+        ``field`` is the one that holds the prompt.
+        """
         try:
             check_ends_on_text(self.plan.layout)
         except SettingsError as error:
-            raise invalid_settings(error) from error
+            raise RequestRefusedError("invalid_settings", field, error.value, error.expected) from error
 
     def usage(self, shape: ModelShape) -> dict[str, Any]:
         """``usage.compression``."""
         return compression_usage(self.settings, shape, self.num_images, self.plan)
+
+
+def list_contents(messages: Sequence[Any]) -> None:
+    """Turn one-shot iterators, which pydantic makes of some contents, into lists: they are read more than once."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if content is not None and not isinstance(content, str | list):
+            message["content"] = list(content)
 
 
 def user_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -6,9 +6,9 @@ so can say what it would accept; pydantic hands them on as the JSON that they ar
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, SkipValidation, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, SkipValidation
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
@@ -49,8 +49,10 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-class DuetChatCompletionRequest(ChatCompletionRequest):
-    """vLLM's chat completion request with the `compression` field."""
+class CompressibleRequest(BaseModel):
+    """What the requests of every route that compresses add to vLLM's."""
+
+    prompt_field: ClassVar[str] = "messages"
 
     compression: Annotated[str | Compression | None, SkipValidation, PlainSerializer(_as_it_is)] = Field(
         None,
@@ -60,19 +62,29 @@ class DuetChatCompletionRequest(ChatCompletionRequest):
     )
 
     _compressed: CompressedPrompt | None = PrivateAttr(default=None)
-    """What compression came to, once the prompt is rendered; None where there is nothing to report."""
+    """What compression came to, once the prompt is rendered; None on a model without compression."""
+
+    _mm_hashes: list[str] = PrivateAttr(default_factory=list)
+    """Of the images that vLLM takes the engine to have, now that it has rendered them."""
+
+    _room: int | None = PrivateAttr(default=None)
+    """Tokens that fit one engine step beside the prompt, if its prefill may not be split."""
+
+    _dry_run: bool = PrivateAttr(default=False)
+    """Whether nothing of it will reach the engine."""
 
     _trace_id: int = PrivateAttr(default=0)
     """What the engine notes its choices under; 0 where nobody wants to see them."""
 
-    @model_validator(mode="after")
-    def _materialize_contents(self) -> DuetChatCompletionRequest:
-        """Turn one-shot iterators, which pydantic makes of some contents, into lists: they are read more than once."""
-        for message in self.messages:
-            content = message.get("content") if isinstance(message, dict) else None
-            if content is not None and not isinstance(content, str | list):
-                message["content"] = list(content)
-        return self
+    def to_sampling_params(self, max_tokens: int, *args: Any) -> Any:
+        """vLLM's, with an answer no longer than there is room for."""
+        if self._room is not None:
+            max_tokens = min(max_tokens, self._room)
+        return super().to_sampling_params(max_tokens, *args)  # type: ignore[misc]
+
+
+class DuetChatCompletionRequest(CompressibleRequest, ChatCompletionRequest):
+    """vLLM's chat completion request with the `compression` field."""
 
 
 class VisualTokens(BaseModel):

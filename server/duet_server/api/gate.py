@@ -1,0 +1,82 @@
+"""The gate for requests: it counts those in flight and turns new ones away while the server cannot answer them."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import RetryableRequestError
+
+ALWAYS_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+RETRY_AFTER_S = 5  # by then a load balancer has noticed
+
+
+def unavailable(message: str) -> Response:
+    """A 503 in OpenAI's shape."""
+    error = create_error_response(RetryableRequestError(message))
+    headers = {"Retry-After": str(RETRY_AFTER_S), "Connection": "close"}
+    return JSONResponse(error.model_dump(), HTTPStatus.SERVICE_UNAVAILABLE, headers)
+
+
+class Gate:
+    """Open until the server drains or its engine has died."""
+
+    def __init__(self, engine: Any) -> None:
+        self.draining = False
+        self.num_in_flight = 0
+        self._engine = engine
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def closed(self) -> str | None:
+        """Why no request is let in, as a client reads it."""
+        if self._engine.errored:
+            return "The engine has died, and this server is about to end. Try again."
+        return "This server is shutting down. Try again." if self.draining else None
+
+    async def emptied(self) -> None:
+        """Wait until no request is in flight."""
+        await self._empty.wait()
+
+    async def engine_died(self, request: Request, error: Exception) -> Response:
+        """Exception handler of EngineDeadError. vLLM's would also close the listening socket at once."""
+        return unavailable(self.closed or str(error))
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        async def gated(scope: Scope, receive: Receive, send: Send) -> None:
+            path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+            if scope["type"] != "http" or path in ALWAYS_OPEN:
+                await app(scope, receive, send)
+            elif self.closed:
+                await unavailable(self.closed)(scope, receive, send)
+            else:
+                await self._let_in(app, scope, receive, send)
+
+        return gated
+
+    async def _let_in(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        answered = False
+
+        async def send_or_excuse(message: Message) -> None:
+            """Routes with an error handling of their own answer a dead engine with 500."""
+            nonlocal answered
+            if message.get("status") == HTTPStatus.INTERNAL_SERVER_ERROR and self._engine.errored and not answered:
+                answered = True
+                await unavailable(self.closed or "")(scope, receive, send)
+            elif not answered:
+                await send(message)
+
+        self.num_in_flight += 1
+        self._empty.clear()
+        try:
+            await app(scope, receive, send_or_excuse)
+        finally:
+            self.num_in_flight -= 1
+            if not self.num_in_flight:
+                self._empty.set()

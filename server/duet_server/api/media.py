@@ -1,0 +1,154 @@
+"""Pictures that clients send or name: vLLM's media connector with caps, checks and sentences for what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import pybase64
+from vllm.connections import (
+    HTTPConnection,
+    HTTPResponseSizeExceededError,
+    MediaDownloadSizeExceededError,
+    global_http_connection,
+)
+from vllm.exceptions import VLLMError, VLLMUnprocessableEntityError
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO, MediaConnector, MediaIO
+from vllm.multimodal.media.connector import MODALITY_IO_MAP
+
+from duet_server.api.errors import RequestRefusedError
+from duet_server.api.option_types import Network
+from duet_server.api.options import ServerOptions
+from duet_server.api.pictures import check_picture
+from duet_server.api.public_addresses import NotPublicError
+from duet_server.api.public_connection import PublicConnection
+from duet_server.plan import SettingsError
+
+CONNECTOR = "http"  # vLLM's own and the default of VLLM_MEDIA_CONNECTOR
+_TOO_LARGE = (HTTPResponseSizeExceededError, MediaDownloadSizeExceededError)
+_EXPECTED = (NotPublicError, VLLMError, aiohttp.ClientError, OSError, ValueError, RuntimeError)
+
+
+def register_connector(options: ServerOptions) -> None:
+    """Have every route of this process load its media as the options say."""
+    MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(cast(Any, partial(DuetMediaConnector, options)))
+
+
+class MediaFetchError(VLLMUnprocessableEntityError):
+    """A URL that gave nothing: answered with 422, as vLLM does where a host says 404."""
+
+    def __init__(self, field: str, url: str) -> None:
+        self.sentence = str(SettingsError(field, url, "a URL that can be fetched"))
+        super().__init__(self.sentence, parameter=field)
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class DuetMediaConnector(MediaConnector):
+    """Arguments beside ``options`` are vLLM's."""
+
+    def __init__(self, options: ServerOptions, media_io_kwargs: Any = None, **kwargs: Any) -> None:
+        super().__init__(media_io_kwargs, **kwargs)
+        self.options = options
+        self.connection = _connection(options, self.allowed_media_domains)
+
+    def load_from_url(self, url: str, media_io: MediaIO[Any], **kwargs: Any) -> Any:
+        with self._explaining(url, media_io):
+            return super().load_from_url(url, self._checked(media_io), **kwargs)
+
+    async def load_from_url_async(self, url: str, media_io: MediaIO[Any], **kwargs: Any) -> Any:
+        with self._explaining(url, media_io):
+            return await super().load_from_url_async(url, self._checked(media_io), **kwargs)
+
+    def _load_data_url(self, url: str, media_io: CappedIO) -> Any:
+        cap = self.options.media_max_data_url
+        if cap is not None and len(url) > cap:
+            raise RequestRefusedError("media", _field(media_io.reader), url, f"a data URL of at most {cap} characters")
+        return super()._load_data_url(url, media_io)
+
+    def _checked(self, media_io: MediaIO[Any]) -> CappedIO:
+        checked = CheckedPictureIO if isinstance(media_io, ImageMediaIO) else CappedIO
+        return checked(media_io, self.options)
+
+    @contextmanager
+    def _explaining(self, url: str, media_io: MediaIO[Any]) -> Iterator[None]:
+        try:
+            yield
+        except RequestRefusedError:
+            raise
+        except _EXPECTED as error:
+            raise self._explained(url, media_io, error) from error
+
+    def _explained(self, url: str, media_io: MediaIO[Any], error: Exception) -> Exception:
+        """What the client is told, with nothing that it has not sent."""
+        field = _field(media_io)
+        if isinstance(error, NotPublicError):
+            return RequestRefusedError("media", field, url, "a URL of a public host")
+        if isinstance(error.__cause__ or error, _TOO_LARGE):
+            cap = self._checked(media_io).get_max_bytes()
+            return RequestRefusedError("media", field, url, f"a download of at most {cap} bytes")
+        if isinstance(error, VLLMUnprocessableEntityError | aiohttp.ClientError | OSError):
+            return MediaFetchError(field, url)
+        expected = "an http or https URL of an allowed host, or data:image/png;base64, and base64"
+        return RequestRefusedError("media", field, url, expected)
+
+
+class CappedIO(MediaIO[Any]):
+    """vLLM's reader of a kind of media, downloads capped."""
+
+    def __init__(self, reader: MediaIO[Any], options: ServerOptions) -> None:
+        self.reader = reader
+        self.options = options
+
+    def get_max_bytes(self) -> int | None:
+        caps = [cap for cap in (self.reader.get_max_bytes(), self.options.media_max_download) if cap is not None]
+        return min(caps, default=None)
+
+    def load_bytes(self, data: bytes) -> Any:
+        return self.reader.load_bytes(data)
+
+    def load_base64(self, media_type: str, data: str) -> Any:
+        return self.reader.load_base64(media_type, data)
+
+    def load_file(self, filepath: Path) -> Any:
+        return self.reader.load_file(filepath)
+
+
+class CheckedPictureIO(CappedIO):
+    """vLLM's reader of pictures, behind a look at what they say of themselves."""
+
+    def load_bytes(self, data: bytes) -> Any:
+        check_picture(data, self.options)
+        try:
+            return self.reader.load_bytes(data)
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise RequestRefusedError("media", "image_url", f"{len(data)} bytes", "a picture without faults") from error
+
+    def load_base64(self, media_type: str, data: str) -> Any:
+        try:
+            return self.load_bytes(pybase64.b64decode(data, validate=True))
+        except ValueError as error:
+            raise RequestRefusedError("media", "image_url", data, "base64 and nothing else") from error
+
+    def load_file(self, filepath: Path) -> Any:
+        return self.load_bytes(filepath.read_bytes())
+
+
+def _connection(options: ServerOptions, domains: Sequence[str]) -> HTTPConnection:
+    if not options.media_public_only:
+        return global_http_connection
+    return _public_connection(options.media_allow_networks, tuple(domains))
+
+
+@cache
+def _public_connection(networks: tuple[Network, ...], domains: tuple[str, ...]) -> PublicConnection:
+    return PublicConnection(networks, domains)  # one for all requests, for the sake of its open connections
+
+
+def _field(media_io: MediaIO[Any]) -> str:
+    return next(f"{modality}_url" for modality, reader in MODALITY_IO_MAP.items() if isinstance(media_io, reader))

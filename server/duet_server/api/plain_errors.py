@@ -1,0 +1,99 @@
+"""Error answers in one shape, without paths, and without what an exception of the server's own says."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import regex as re
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
+from vllm.logger import init_logger
+
+logger = init_logger(f"vllm.{__name__}")
+
+# An absolute path of two names or more that is no part of a URL and no route of ours.
+_PATH = re.compile(r"(?<![\w:/.~-])/(?!v\d+/|inference/|cohere/)(?:[\w.@+~-]+/)+[\w.@+~-]*")
+
+
+class PlainErrors:
+    """ASGI middleware around the whole app: what went wrong inside is for the log, where its id finds it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, _Answer(scope, send).send if scope["type"] == "http" else send)
+
+
+class _Answer:
+    """Sends an answer on, or if it is an error in JSON, what may be said of it once all of it is there."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self.send_on = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_json_error(message):
+            self._start = message
+        elif self._start is None:
+            await self.send_on(message)
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._send_plain(self._start)
+
+    async def _send_plain(self, start: Message) -> None:
+        body = plain_body(self.scope, start["status"], self._body)
+        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
+        await self.send_on(start)
+        await self.send_on({"type": "http.response.body", "body": body})
+
+
+def plain_body(scope: Scope, status: int, body: bytes) -> bytes:
+    """An error answer's JSON as it may be sent."""
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        content: Any = _internal_error(scope, body.decode(errors="replace"))
+    else:
+        try:
+            content = _in_one_shape(json.loads(body), status)
+        except ValueError:
+            return body
+    return json.dumps(_without_paths(content), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _internal_error(scope: Scope, reason: str) -> dict[str, Any]:
+    request_id = Headers(scope=scope).get("x-request-id", uuid.uuid4().hex)
+    logger.error("Request %s failed: %s", request_id, reason)
+    message = f"The server failed on this request; its log says why under {request_id[:80]}."
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return dict(create_error_response(message, "InternalServerError", status).model_dump())
+
+
+def _is_json_error(message: Message) -> bool:
+    is_error = message["status"] >= HTTPStatus.BAD_REQUEST
+    return is_error and Headers(raw=message["headers"]).get("content-type", "").startswith("application/json")
+
+
+def _in_one_shape(content: Any, status: int) -> Any:
+    """OpenAI's shape for what Starlette answers by itself, such as 404 and 405; any other as it is."""
+    detail = content.get("detail") if isinstance(content, Mapping) else None
+    if not isinstance(detail, str):
+        return content
+    phrase = HTTPStatus(status)
+    return create_error_response(detail, phrase.phrase.title().replace(" ", "") + "Error", phrase).model_dump()
+
+
+def _without_paths(content: Any) -> Any:
+    if isinstance(content, str):
+        return sanitize_message(_PATH.sub("<path>", content))
+    if isinstance(content, list):
+        return [_without_paths(item) for item in content]
+    return {key: _without_paths(value) for key, value in content.items()} if isinstance(content, dict) else content

@@ -1,0 +1,63 @@
+"""Which addresses the server may connect to on a client's word: public ones, and networks that the operator opens."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
+
+from vllm.logger import init_logger
+
+from duet_server.api.option_types import Network
+
+logger = init_logger(f"vllm.{__name__}")
+
+_NOT_PUBLIC = (
+    IPv4Network("192.0.0.0/24"),  # for protocols; a cloud's metadata service is among them
+    IPv4Network("168.63.129.16/32"),  # another cloud's, public by its number
+)
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_TUNNELS = (IPv6Network("2001::/23"), IPv6Network("2002::/16"))  # Teredo and its kin, 6to4
+
+
+class NotPublicError(Exception):
+    """A client's URL leads to where clients may not send the server."""
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether it belongs to the public internet; not so private, loopback, link-local, metadata and reserved ones."""
+    if isinstance(address, IPv6Address):
+        if address not in _GLOBAL_UNICAST or any(address in tunnel for tunnel in _TUNNELS):
+            return False
+    elif any(address in network for network in _NOT_PUBLIC):
+        return False
+    return address.is_global and not address.is_multicast
+
+
+def carried_address(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 one stands for, by mapping or NAT64, or else itself."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address
+
+
+def checked_socket(address_info: tuple[Any, ...], allowed: Sequence[Network]) -> socket.socket:
+    """A socket about to connect to the address, which no name can change any more.
+
+    Args:
+        address_info: as of ``socket.getaddrinfo``.
+        allowed: networks that are open though they are not public.
+
+    Raises:
+        NotPublicError: if the address is neither public nor allowed.
+    """
+    family, kind, protocol, _, target = address_info
+    address = carried_address(ip_address(target[0]))  # ValueError for other notations, which a socket takes
+    if not is_public(address) and not any(address in network for network in allowed):
+        logger.warning("A request for media from %s is refused: the address is not public.", address)
+        raise NotPublicError
+    return socket.socket(family, kind, protocol)

@@ -1,0 +1,45 @@
+"""Whether the engine steps: its loop is asked, between two steps, to ask its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.engine.exceptions import EngineDeadError
+
+logger = init_logger(f"vllm.{__name__}")
+
+INTERVAL_S = 2.0
+
+
+class EnginePulse:
+    """Asks again and again. While the engine is silent, one question is under way, however long that lasts."""
+
+    def __init__(self, engine: Any, limit_s: float) -> None:
+        self._engine, self._limit_s = engine, limit_s
+        self._answered_at: float | None = None
+
+    async def run(self) -> None:
+        """Ask until the engine is dead."""
+        interval_s = min(INTERVAL_S, self._limit_s / 4)
+        while not self._engine.errored:
+            try:
+                await self._engine.collective_rpc("check_health")
+                self._answered_at = time.monotonic()
+            except EngineDeadError:
+                return
+            except Exception:
+                logger.exception("The engine's workers do not answer as they should.")
+            await asyncio.sleep(interval_s)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the engine cannot be relied on now."""
+        if self._engine.errored:
+            return "The engine has died."
+        if self._answered_at is None:
+            return "The engine has not answered yet."
+        silent_s = time.monotonic() - self._answered_at
+        return f"The engine has not stepped for {silent_s:.0f} s." if silent_s > self._limit_s else None

@@ -1,0 +1,165 @@
+"""From a request to the engine's door: compression settings in, the engine's fields filled."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, cast
+
+from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.renderers.chat_utils import has_non_text_content
+from vllm.renderers.online_renderer import OnlineRenderer
+
+from duet_server.api.checks import check_request, room_for_answer
+from duet_server.api.errors import RequestRefusedError
+from duet_server.api.metrics import CompressionMetrics
+from duet_server.api.options import CompressionField
+from duet_server.api.prompt import CompressedPrompt, RenderedPrompt, has_part, list_contents, user_texts
+from duet_server.api.schema import CompressibleRequest
+from duet_server.api.served_model import ServedModel
+from duet_server.engine.guiding import salient_rows
+from duet_server.engine.request_plans import GUIDE, KEEP, STAGE1, TEXT, TRACE
+from duet_server.plan import CompressionSettings
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class DuetRenderer(OnlineRenderer):
+    """Takes the place of vLLM's renderer in the handlers that generate, and its settings over.
+
+    Whatever the route, vLLM makes chat messages of a request and renders them by ``preprocess_chat``: there the prompt
+    becomes known, and nothing has been sent yet.
+
+    Args:
+        handler: vLLM's own chat handler; its renderer and its defaults are all handlers'.
+        served: the served model.
+        metrics: where accepted requests are counted.
+    """
+
+    def __init__(self, handler: OpenAIServingChat, served: ServedModel, metrics: CompressionMetrics) -> None:
+        self.__dict__.update(vars(handler.online_renderer))
+        self.served = served
+        self.metrics = metrics
+        self._answer_limits = (
+            served.max_num_batched_tokens,
+            self.model_config.max_model_len,
+            handler.default_sampling_params,
+            handler.override_max_tokens,
+        )
+        # Past our own check of what the client sent, vLLM's must let pass what we add.
+        self._trust_clients_mm_kwargs: bool = handler.online_renderer.trust_request_mm_kwargs
+        self.trust_request_mm_kwargs = True
+
+    def adjust_harmony_request(self, request: CompressibleRequest) -> None:
+        """The one format whose prompts are not rendered below; its models take no images."""
+        self.served.resolve(cast(CompressionField | None, request.compression))
+        super().adjust_harmony_request(request)
+
+    async def preprocess_chat(
+        self,
+        request: CompressibleRequest,
+        messages: list[Any],
+        *args: Any,
+        skip_mm_cache: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Raises RequestRefusedError for what compression cannot do, before the engine hears of it."""
+        dry_run = skip_mm_cache or request._dry_run
+        list_contents(messages)
+        settings = self._settings(request, messages)
+        # A dry run must leave alone the cache that mirrors the engine's: these images never get there.
+        result = await super().preprocess_chat(request, messages, *args, skip_mm_cache=dry_run, **kwargs)
+        (engine_input,) = result[1]
+        if not dry_run:
+            request._mm_hashes = [name for names in engine_input.get("mm_hashes", {}).values() for name in names]
+        self._compress(request, messages, settings, engine_input)
+        if not dry_run and not request._trace_id:
+            self._count(request, settings)
+        return result
+
+    def usage(self, request: CompressibleRequest) -> dict[str, Any] | None:
+        """A rendered request's ``usage.compression``; None where there are neither images nor a wish for it."""
+        shape, compressed = self.served.shape, request._compressed
+        if shape is None or compressed is None or not (compressed.num_images or request.compression is not None):
+            return None
+        return compressed.usage(shape)
+
+    async def answer(self, answer: Awaitable[Any], requests: Sequence[CompressibleRequest]) -> Any:
+        """Wait for the answer to requests, and if they fail, undo what rendering them has noted."""
+        try:
+            result = await answer
+        except BaseException:
+            self.forget_images(requests)
+            raise
+        if isinstance(result, ErrorResponse):
+            self.forget_images(requests)
+        return result
+
+    def forget_images(self, requests: Sequence[CompressibleRequest]) -> None:
+        """Have images sent again: those of a request that has failed may never have reached the engine.
+
+        vLLM sends an image once and then its hash, and whoever sends it next would be told that the server has failed.
+        """
+        cache = self.renderer.mm_processor_cache
+        for mm_hash in (mm_hash for request in requests for mm_hash in request._mm_hashes if cache is not None):
+            cache.invalidate(mm_hash)
+
+    def _settings(self, request: Any, messages: Messages) -> CompressionSettings | None:
+        """Resolve and check the request's settings, and have its images processed by them."""
+        validate_request_mm_kwargs(
+            mm_processor_kwargs=request.mm_processor_kwargs,
+            media_io_kwargs=request.media_io_kwargs,
+            trust_request_mm_kwargs=self._trust_clients_mm_kwargs,
+        )
+        settings = self.served.resolve(request.compression)
+        if request._trace_id:
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), TRACE: request._trace_id}
+        if settings is None or settings.is_off or not has_non_text_content(messages):
+            return settings
+        check_request(request, messages)
+        if settings.dominant is not None:
+            counts = [settings.dominant, settings.contextual, settings.cluster_width or 0]
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), STAGE1: counts}
+        return settings
+
+    def _compress(
+        self, request: Any, messages: Messages, settings: CompressionSettings | None, engine_input: Any
+    ) -> None:
+        """Lay the settings out on the rendered prompt and fill the engine's fields."""
+        shape = self.served.shape
+        if settings is None or shape is None or not _has_counted_images(messages, engine_input):
+            return
+        prompt = RenderedPrompt.from_engine_input(engine_input)
+        request._compressed = compressed = CompressedPrompt.make(settings, prompt, shape)
+        if compressed.drops:
+            compressed.check_ends_on_text(request.prompt_field)
+            request._room = room_for_answer(request, len(prompt.token_ids), *self._answer_limits)
+            args = self._stage2_args(settings, prompt, messages, request._trace_id)
+            request.vllm_xargs = {**(request.vllm_xargs or {}), **args}
+
+    def _stage2_args(
+        self, settings: CompressionSettings, prompt: RenderedPrompt, messages: Messages, trace_id: int
+    ) -> dict[str, Any]:
+        args: dict[str, Any] = {KEEP: list(settings.keep), TEXT: settings.text}
+        if trace_id:
+            args[TRACE] = trace_id
+        if settings.text == "salient":
+            if prompt.text is None:
+                expected = "all or last: the chat template of this model gives no text"
+                raise RequestRefusedError("unsupported", "compression.text", settings.text, expected)
+            args[GUIDE] = salient_rows(
+                self.renderer.tokenizer, prompt.text, prompt.token_ids, prompt.visual_spans, user_texts(messages)
+            )
+        return args
+
+    def _count(self, request: CompressibleRequest, settings: CompressionSettings | None) -> None:
+        self.metrics.count_request("off" if settings is None else settings.preset)
+        usage = self.usage(request)
+        if usage is not None and usage["visual_tokens"]["encoder"]:
+            self.metrics.count_compression(usage)
+
+
+def _has_counted_images(messages: Messages, engine_input: Any) -> bool:
+    """Whether every image has passed the vision encoder, so that its tokens are the model's to count."""
+    return engine_input["type"] in ("token", "multimodal") and not has_part(messages, "image_embeds")

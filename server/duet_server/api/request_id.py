@@ -1,0 +1,92 @@
+"""One id for a request in its headers, its body, vLLM's ids and the logs."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.exception_handling.handlers.exception import exception_handler
+
+from duet_server.logs import request_id
+
+HEADER = "x-request-id"
+_ACCEPTED = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+
+
+def chosen_id(headers: Headers) -> str:
+    """The client's id where it is fit for headers and logs, else a new one."""
+    given = headers.get(HEADER, "")
+    return given if _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
+
+
+class RequestIdMiddleware:
+    """Outermost, so that every answer has the id. vLLM's handlers read it from the request's header for theirs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        chosen = chosen_id(Headers(scope=scope))
+        MutableHeaders(scope=scope)[HEADER] = chosen
+        marked = request_id.set(chosen)
+        answer = _Answer(send, chosen)
+        try:
+            await self.app(scope, receive, answer.send)
+        except Exception as error:
+            # Starlette would answer from outside of all middleware, without the id.
+            if scope["type"] == "http" and not answer.started:
+                await (await exception_handler(Request(scope), error))(scope, receive, answer.send)
+            raise
+        finally:
+            request_id.reset(marked)
+
+
+@dataclass
+class _Answer:
+    """Puts the id into an answer's header and, where it is an error, into its ``error`` object."""
+
+    to_client: Send
+    id: str
+    started: bool = False
+    _held: Message | None = None  # an error's start, until its body has the id and a length
+    _body: bytearray = field(default_factory=bytearray)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(raw=message["headers"])
+            headers[HEADER] = self.id
+            if message["status"] >= 400 and headers.get("content-type", "").startswith("application/json"):
+                self._held = message
+                return
+        if self._held is None:
+            await self.to_client(message)
+            return
+        self._body += message.get("body", b"")
+        if not message.get("more_body", False):
+            await self._send_error(self._held, message)
+
+    async def _send_error(self, start: Message, end: Message) -> None:
+        body = _with_id(bytes(self._body), self.id)
+        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
+        await self.to_client(start)
+        await self.to_client({**end, "body": body})
+
+
+def _with_id(body: bytes, id: str) -> bytes:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return body
+    if isinstance(content, dict) and isinstance(content.get("error"), dict):
+        content["error"]["request_id"] = id
+        return json.dumps(content, ensure_ascii=False).encode()
+    return body

@@ -1,0 +1,48 @@
+"""vLLM's Responses API with compression."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import Request
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+from duet_server.api.errors import RequestRefusedError
+from duet_server.api.rendering import DuetRenderer
+from duet_server.api.requests import DuetResponsesRequest
+from duet_server.api.usage import with_usage
+
+
+class DuetServingResponses(OpenAIServingResponses):
+    """Takes the place of the handler that vLLM has set up, and its settings and stored responses over."""
+
+    online_renderer: DuetRenderer
+
+    def __init__(self, handler: OpenAIServingResponses, renderer: DuetRenderer) -> None:
+        self.__dict__.update(vars(handler))
+        self.online_renderer = renderer
+
+    async def create_responses(self, request: DuetResponsesRequest, raw_request: Request | None = None) -> Any:
+        return await self.online_renderer.answer(super().create_responses(request, raw_request), [request])
+
+    async def responses_stream_generator(
+        self, request: DuetResponsesRequest, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            async for event in super().responses_stream_generator(request, *args, **kwargs):
+                yield event
+        except Exception:
+            self.online_renderer.forget_images([request])
+            raise
+
+    async def responses_full_generator(self, request: DuetResponsesRequest, *args: Any, **kwargs: Any) -> Any:
+        """Makes the response, and of a stream the last event's."""
+        response = await super().responses_full_generator(request, *args, **kwargs)
+        return with_usage(response, self.online_renderer.usage(request))
+
+    async def _render_next_turn(self, request: DuetResponsesRequest, messages: list[Any]) -> Any:
+        """After a built-in tool's call vLLM goes on with the first prompt's sampling parameters, and so its rows."""
+        if request._compressed is not None and request._compressed.drops:
+            raise RequestRefusedError("unsupported", "tools", "a built-in tool", "none with stage 2 on")
+        return await super()._render_next_turn(request, messages)

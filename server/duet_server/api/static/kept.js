@@ -1,0 +1,77 @@
+// The picture with a segment's patches, and a small one for each segment to choose it by.
+
+import { plain } from "./numbers.js";
+import { countTokens, drawOverlay, isCropped } from "./overlay.js";
+
+const THUMBNAIL = 240; // pixels across
+const LEAST_WIDTH = 672; // below it a patch's edges would blur
+
+export class Kept {
+  /** @param root the panel's element; `name` sets its choice of a segment apart from other panels'. */
+  constructor(root, name) {
+    this.name = `segment-${name}`;
+    this.canvas = root.querySelector(".view canvas");
+    this.hint = root.querySelector(".view p");
+    this.segments = root.querySelector(".segments");
+    this.legend = root.querySelector("figcaption");
+    this.chosen = 0;
+  }
+
+  /** @param described the one entry of a preview's `patches`. */
+  show(picture, described) {
+    Object.assign(this, { picture, described });
+    this.chosen = Math.min(this.chosen, described.segments.length - 1);
+    if (this.segments.querySelectorAll("label").length !== described.segments.length) this.#makeChoices();
+    described.segments.forEach((segment, idx) => this.#label(idx, segment));
+    this.legend.querySelector(".outside").hidden = !isCropped(described);
+    this.#toggle(true);
+    this.#draw();
+  }
+
+  clear() {
+    this.#toggle(false);
+  }
+
+  #toggle(shown) {
+    this.hint.hidden = shown;
+    for (const part of [this.canvas, this.segments, this.legend]) part.hidden = !shown;
+  }
+
+  #makeChoices() {
+    this.segments.querySelectorAll("label").forEach((label) => label.remove());
+    this.segments.append(...this.described.segments.map((_, idx) => this.#choice(idx)));
+  }
+
+  #choice(idx) {
+    const label = document.createElement("label");
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: this.name, className: "unseen" });
+    input.checked = idx === this.chosen;
+    input.addEventListener("change", () => {
+      this.chosen = idx;
+      this.#draw();
+    });
+    const thumbnail = document.createElement("canvas");
+    label.append(input, thumbnail, document.createElement("span"), document.createElement("b"));
+    return label;
+  }
+
+  #label(idx, segment) {
+    const label = this.segments.querySelectorAll("label")[idx];
+    drawOverlay(label.querySelector("canvas"), this.picture.canvas, this.described, segment, THUMBNAIL);
+    label.querySelector("span").textContent = layersOf(segment);
+    label.querySelector("b").textContent = plain(countTokens(segment));
+  }
+
+  #draw() {
+    const segment = this.described.segments[this.chosen];
+    const source = this.picture.canvas;
+    drawOverlay(this.canvas, source, this.described, segment, Math.max(source.width, LEAST_WIDTH));
+    const [rows, columns] = this.described.grid;
+    const tokens = `${countTokens(segment)} visual tokens of ${rows * columns} patches`;
+    this.canvas.setAttribute("aria-label", `${this.picture.name}: ${layersOf(segment)} hold ${tokens}.`);
+  }
+}
+
+function layersOf({ layers: [start, end] }) {
+  return end - start === 1 ? `Layer ${start}` : `Layers ${start}–${end - 1}`;
+}

@@ -1,0 +1,181 @@
+"""Clients cannot set what compression owns, however a body is wrapped, nor ask for more answers than there are."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import pytest
+from starlette.testclient import TestClient
+from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
+from vllm.multimodal.inputs import MultiModalKwargsItem
+
+from duet_server.api.errors import RequestRefusedError
+from duet_server.api.guard import refuse_many_answers, refuse_reserved_keys
+from tests.api.stand_in import QUESTION, stand_in_server
+
+XARGS = {"vllm_xargs": {"duet_keep": [1.0]}}
+KWARGS = {"mm_processor_kwargs": {"duet_stage1": [3, 2, 0]}}
+CHAT = {"messages": [QUESTION]}
+TEXT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+ROUTES = {
+    "/v1/chat/completions": CHAT,
+    "/v1/chat/completions/batch": {"messages": [[QUESTION], [QUESTION]]},
+    "/v1/chat/completions/render": CHAT,
+    "/v1/completions": {"prompt": "Hello"},
+    "/v1/completions/render": {"prompt": "Hello"},
+    "/v1/compression/plan": CHAT,
+    "/v1/compression/preview": CHAT,
+    "/v1/messages": TEXT,
+    "/v1/messages/count_tokens": TEXT,
+    "/v1/messages/render": TEXT,
+    "/v1/responses": {"input": "Hello"},
+    "/v1/responses/render": {"input": "Hello"},
+    "/v1/systemone": CHAT,
+    "/generative_scoring": {"query": "Hello", "items": ["you"], "label_token_ids": [1, 2]},
+    "/inference/v1/generate": {"token_ids": [1, 2, 3], "sampling_params": {}},
+    "/invocations": CHAT,
+    "/tokenize": CHAT,
+}
+
+
+@pytest.fixture(scope="module")
+def everything(demo_path):
+    """A server with every route that vLLM has for a model that generates."""
+    flags = ("--served-model-name", "demo", "--enable-scale-out", "--max-num-batched-tokens", "2048")
+    return asyncio.run(stand_in_server(demo_path, *flags, "--trust-request-mm-kwargs"))
+
+
+@pytest.fixture
+def post(everything):
+    everything.engine.calls.clear()
+    client = TestClient(everything.app, raise_server_exceptions=False)
+    return lambda path, body, **kwargs: client.post(path, json={"model": "demo", **body}, **kwargs)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("extra", [XARGS, KWARGS])
+def test_reserved_keys_are_refused_on_every_route(path, extra, post, everything):
+    answer = post(path, ROUTES[path] | extra)
+    field = next(f"{name}.{key}" for name, keys in extra.items() for key in keys)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+    assert not everything.engine.calls
+
+
+def test_no_json_route_is_missing_above(everything):
+    """Of the routes that take a body, all that could reach the engine."""
+    harmless = {
+        "/detokenize",
+        "/inference/v1/abort_requests",
+        "/is_scaling_elastic_ep",
+        "/ping",
+        "/scale_elastic_ep",
+        "/v1/chat/completions/derender",
+        "/v1/completions/derender",
+        "/v1/responses/{response_id}/cancel",
+    }
+    posted = {route.path for route in everything.app.routes if "POST" in (getattr(route, "methods", None) or ())}
+    assert posted == set(ROUTES) | harmless
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"sampling_params": {"extra_args": {"duet_guide": [1]}}},
+        {"requests": [{"messages": []}, {"vllm_xargs": {"duet_text": "all"}}]},
+        {"mm_processor_kwargs": {"images_kwargs": {"duet_stage1": [1, 1, 0]}}},
+        {"mm_processor_kwargs": {"images_kwargs": [{"duet_trace": 1}]}},
+        {"prompt": [{"multi_modal_data": {}, "mm_processor_kwargs": {"duet_stage1": []}}]},
+    ],
+)
+def test_however_deep(body):
+    with pytest.raises(RequestRefusedError, match="no key that begins with duet_"):
+        refuse_reserved_keys(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        "duet_",
+        {"vllm_xargs": None, "mm_processor_kwargs": 3},
+        {"vllm_xargs": {"session_id": "duet_1"}},
+        {"duet_keep": 1},
+        {"tools": [{"function": {"parameters": {"properties": {"duet_name": {}}}}}]},
+        {"features": {"kwargs_data": {"image": [None, "?"]}}},
+    ],
+)
+def test_what_does_not_reach_for_them(body):
+    refuse_reserved_keys(body)
+
+
+def test_bodies_of_any_depth():
+    body = {"duet_keep": 1}
+    for _ in range(5_000):
+        body = {"a": [body]}
+    refuse_reserved_keys({"tools": body})
+    with pytest.raises(RequestRefusedError) as refused:
+        refuse_reserved_keys({"vllm_xargs": body})
+    assert refused.value.parameter.startswith("vllm_xargs.a.a.")
+
+
+def test_of_a_key_that_occurs_twice_the_one_that_counts_is_checked(post, everything):
+    client = TestClient(everything.app)
+    text = json.dumps({"model": "demo", **TEXT})[:-1] + ', "vllm_xargs": {"duet_keep": [1]}, "vllm_xargs": %s}'
+    headers = {"Content-Type": "application/json"}
+    assert client.post("/v1/chat/completions", content=text % "{}", headers=headers).status_code == 200
+    answer = client.post("/v1/chat/completions", content=text % '{"duet_keep": [2]}', headers=headers)
+    assert answer.json()["error"]["param"] == "vllm_xargs.duet_keep"
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_bodies_of_other_types_are_not_read(media_type, everything):
+    client = TestClient(everything.app)
+    everything.engine.calls.clear()
+    content = json.dumps({"model": "demo", **TEXT, **XARGS})
+    answer = client.post("/v1/chat/completions", content=content, headers={"Content-Type": media_type})
+    assert answer.status_code == 400
+    assert not everything.engine.calls
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+def test_whatever_encoding_json_allows(encoding, everything):
+    client = TestClient(everything.app)
+    content = json.dumps({"model": "demo", **TEXT, **XARGS}).encode(encoding)
+    answer = client.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert answer.json()["error"]["param"] == "vllm_xargs.duet_keep"
+
+
+@pytest.mark.parametrize("field", ["kwargs_data", "mm_metadata"])
+def test_processed_images_carry_no_reserved_keys_either(field, post, everything):
+    hidden = base64.b64encode(b"\x81\xabduet_stage1\x93\x03\x02\x00").decode()
+    features = {"mm_hashes": {"image": ["a"]}, "mm_placeholders": {"image": [{"offset": 0, "length": 1}]}}
+    body = {"token_ids": [1], "sampling_params": {}, "features": {**features, field: {"image": [hidden]}}}
+    answer = post("/inference/v1/generate", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == f"features.{field}"
+    refuse_reserved_keys({"features": {field: {"image": [encode_mm_kwargs_item(MultiModalKwargsItem({}))]}}})
+
+
+@pytest.mark.parametrize("field", ["n", "best_of", "sampling_params.n"])
+@pytest.mark.parametrize("value", [33, 33.0, "33", "33.0", "1_000", pytest.param(10**400, id="huge")])
+def test_more_answers_than_allowed(field, value):
+    body = {field: value} if "." not in field else {"sampling_params": {"n": value}}
+    with pytest.raises(RequestRefusedError, match="expected at most 32") as refused:
+        refuse_many_answers(body, 32)
+    assert refused.value.parameter == field
+    refuse_many_answers(body, None)
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {"n": None}, {"n": 32}, {"n": "many"}, {"n": []}, {"n": True}])
+def test_as_many_as_allowed(body):
+    refuse_many_answers(body, 32)
+
+
+def test_the_option_counts(post):
+    assert post("/v1/chat/completions", TEXT | {"n": 32}).status_code == 200
+    answer = post("/v1/chat/completions", TEXT | {"n": 33})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")

@@ -1,0 +1,177 @@
+"""The life of a server: a stalled engine, SIGTERM with requests in flight, an engine that is killed, and the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from tests.golden_cases import checkpoint_path
+from tests.serving.running_server import RunningServer, chat, duet_server
+
+CHECKPOINT = checkpoint_path("llava_gqa")
+NUM_IN_FLIGHT = 16
+MAX_TOKENS = 300
+# Written by C++, or before a process has been told how to log.
+NOT_LOGGED = ("Triton is installed", "[W", "nanobind:", " - ", "See https://nanobind")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("life") / "log"
+
+
+@pytest.fixture(scope="module")
+def server(log):
+    with duet_server(log, CHECKPOINT, "--duet-log-format", "json", "--duet-stall-timeout", "3") as server:
+        yield server
+
+
+def process_of(server: RunningServer) -> psutil.Process:
+    port = str(urlsplit(server.base_url).port)
+    (process,) = (child for child in psutil.Process().children() if port in child.cmdline())
+    return process
+
+
+def engine_of(server: RunningServer) -> psutil.Process:
+    (engine,) = (child for child in process_of(server).children() if "EngineCore" in " ".join(child.cmdline()))
+    return engine
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+def assert_turned_away(response: httpx.Response) -> None:
+    assert response.status_code == 503, response.text
+    assert int(response.headers["retry-after"]) > 0
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("ServiceUnavailableError", 503)
+    assert error["request_id"] == response.headers["x-request-id"]
+
+
+class InFlight:
+    """As many requests as NUM_IN_FLIGHT, every other one a stream."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.client = httpx.AsyncClient(base_url=server.base_url, timeout=120)
+        self.answers = [asyncio.create_task(self._ask(index)) for index in range(NUM_IN_FLIGHT)]
+
+    async def _ask(self, index: int) -> httpx.Response:
+        body = chat(f"Question {index}", max_tokens=MAX_TOKENS, stream=bool(index % 2))
+        return await self.client.post("/v1/chat/completions", json=body, headers={"X-Request-Id": f"inside-{index}"})
+
+    async def until_all_run(self) -> None:
+        async with asyncio.timeout(60):
+            while await self._num_running() < NUM_IN_FLIGHT:
+                await asyncio.sleep(0.02)
+
+    async def _num_running(self) -> float:
+        shown = (await self.client.get("/metrics")).text.splitlines()
+        return sum(float(line.split()[-1]) for line in shown if line.startswith("vllm:num_requests_running{"))
+
+
+def num_tokens(response: httpx.Response) -> int:
+    """Of a finished answer, whole or streamed."""
+    if not response.headers["content-type"].startswith("text/event-stream"):
+        return response.json()["usage"]["completion_tokens"]
+    *events, last = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert last == "[DONE]"
+    return sum(len(choice.get("token_ids") or []) for event in events for choice in json.loads(event)["choices"])
+
+
+def test_a_stalled_engine_is_not_ready_until_it_goes_on(server):
+    def is_ready():
+        return server.client.get("/health/ready").status_code == 200
+
+    wait_until(is_ready)
+    engine = engine_of(server)
+    engine.suspend()
+    try:
+        wait_until(lambda: not is_ready())
+        assert "has not stepped" in server.client.get("/health/ready").json()["reason"]
+        assert server.client.get("/health/live").status_code == 200
+    finally:
+        engine.resume()
+    wait_until(is_ready)
+
+
+def test_one_id_may_be_on_several_requests_in_flight(server):
+    async def ask_twice():
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=120) as client:
+            headers = {"X-Request-Id": "same"}
+            texts = ("One", "Another one")
+            return await asyncio.gather(
+                *(client.post("/v1/chat/completions", json=chat(text), headers=headers) for text in texts)
+            )
+
+    first, second = [response.json() for response in asyncio.run(ask_twice())]
+    assert first["id"] == second["id"] == "chatcmpl-same"
+    assert first["choices"] == server.ask("One")["choices"]
+    assert second["choices"] == server.ask("Another one")["choices"]
+
+
+def test_sigterm_lets_those_in_flight_finish_and_turns_others_away(server):
+    process = process_of(server)
+
+    async def terminate_with_requests_in_flight():
+        in_flight = InFlight(server)
+        await in_flight.until_all_run()
+        process.send_signal(signal.SIGTERM)
+        while (late := await in_flight.client.get("/v1/models")).status_code == 200:  # over a connection that is open
+            await asyncio.sleep(0)
+        assert_turned_away(late)
+        async with httpx.AsyncClient(base_url=server.base_url) as newcomer:
+            assert_turned_away(await newcomer.post("/v1/chat/completions", json=chat("Too late")))
+            assert (await newcomer.get("/health/ready")).status_code == 503
+            assert (await newcomer.get("/health/live")).status_code == 200
+        assert not any(answer.done() for answer in in_flight.answers), "nothing was in flight any more"
+        return await asyncio.gather(*in_flight.answers)
+
+    answers = asyncio.run(terminate_with_requests_in_flight())
+    assert [answer.status_code for answer in answers] == [200] * NUM_IN_FLIGHT
+    assert [num_tokens(answer) for answer in answers] == [MAX_TOKENS] * NUM_IN_FLIGHT
+    assert process.wait(timeout=60) == 0
+
+
+def test_the_log_is_json_and_knows_the_requests(server, log):
+    lines = [line for line in log.read_text().splitlines() if line.strip() and not line.startswith(NOT_LOGGED)]
+    records = [json.loads(line) for line in lines]
+    assert all({"time", "level", "logger", "message"} <= set(record) for record in records)
+    assert {"APIServer", "EngineCore"} <= {record["process"] for record in records}
+    assert any("100% Completed | 1/1" in record["message"] for record in records), "no progress of loading"
+    ids = {record.get("request_id") for record in records if record["logger"] == "uvicorn.access"}
+    assert {"same", *(f"inside-{index}" for index in range(NUM_IN_FLIGHT))} <= ids
+
+
+def test_a_killed_engine_ends_the_server(tmp_path):
+    with duet_server(tmp_path / "log", CHECKPOINT) as server:
+        process, engine = process_of(server), engine_of(server)
+
+        async def kill_with_requests_in_flight():
+            in_flight = InFlight(server)
+            await in_flight.until_all_run()
+            engine.kill()
+            answers = await asyncio.gather(*in_flight.answers)
+            return answers, await in_flight.client.get("/v1/models")
+
+        answers, late = asyncio.run(kill_with_requests_in_flight())
+        assert process.wait(timeout=5) not in (0, None)
+        for answer in answers[::2]:
+            assert_turned_away(answer)
+        for stream in answers[1::2]:
+            assert '"error"' in stream.text
+        assert_turned_away(late)
+    text = (tmp_path / "log").read_text()
+    assert "100% Completed | 1/1" in text
+    assert 'POST /v1/chat/completions HTTP/1.1" 503 Service Unavailable inside-0' in text
