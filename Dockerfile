@@ -33,6 +33,6 @@ EXPOSE 8000
 
 # Loading a large model takes minutes.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=15m \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
 
 ENTRYPOINT ["duet-server", "serve"]

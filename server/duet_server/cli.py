@@ -198,6 +198,8 @@ def _set_cpu_defaults(args: Namespace) -> None:
     from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
 
     logger = init_logger(f"vllm.{__name__}")
+    # oneDNN keeps a kernel for every number of rows that it sees, by default 1,024 of them: gigabytes, and no faster.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     if args.kv_cache_memory_bytes is None and not _sizes_cache(args):
         available = get_memory_node_info(get_allowed_cpu_list()[0].numa_node).available_memory
         args.kv_cache_memory_bytes = min(CPU_KV_CACHE_BYTES, available // 4)

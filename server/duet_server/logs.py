@@ -1,4 +1,4 @@
-"""One logging configuration for every process of a server, vLLM's loggers and uvicorn's alike: text, or lines of JSON."""
+"""One logging configuration for every process of a server, vLLM's loggers and uvicorn's: text, or lines of JSON."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 OWN = "duet-"
@@ -31,6 +31,7 @@ class ServeParser(FlexibleArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(message + (_nearest_flags(message, self) if "unrecognized arguments" in message else ""))
+        raise AssertionError("argparse ends the process")
 
     def load_config_file(self, file_path: str) -> list[str]:
         """The command line that a file stands for."""

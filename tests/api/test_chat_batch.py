@@ -44,7 +44,7 @@ def test_every_conversation_is_compressed_as_alone(batch, client, server):
 
 
 def test_an_open_length_becomes_what_fits_each(batch, server):
-    batch([[QUESTION], [user(image_part(), "why? " * 372)]], compression="aggressive")
+    batch([[QUESTION], [user(image_part(), "why? " * 380)]], compression="aggressive")
     short, long = server.engine.calls
     assert short.params.max_tokens == 64, "the model's own default"
     assert long.params.max_tokens == 2048 - len(long.prompt["prompt_token_ids"]) < 64

@@ -98,7 +98,14 @@ def options(server):
 
 
 def fetch(options, url, **kwargs):
-    return asyncio.run(DuetMediaConnector(options, **kwargs).fetch_image_async(url))
+    async def fetch_and_close():
+        connector = DuetMediaConnector(options, **kwargs)
+        try:
+            return await connector.fetch_image_async(url)
+        finally:
+            await (await connector.connection.get_async_client()).close()
+
+    return asyncio.run(fetch_and_close())
 
 
 def data_url(data, media_type="image/png"):

@@ -17,6 +17,7 @@ PATHS = [
     "/data/models",
     "'/srv/x/y'",
 ]
+INTERNAL = {"message": "connect to 10.0.0.1:5555 failed", "type": "InternalServerError", "param": None, "code": 500}
 
 
 def answering(status, content):
@@ -61,13 +62,11 @@ def test_tracebacks_and_addresses_of_objects_are_left_out():
     assert "b.py" not in message
 
 
-@pytest.mark.parametrize(
-    "content", [{"error": {"message": "connect to 10.0.0.1:5555 failed"}}, {"detail": "secret"}, []]
-)
+@pytest.mark.parametrize("content", [{"error": INTERNAL}, {"detail": "secret"}, []])
 def test_a_500_says_only_where_to_look(content):
     answer = answering(500, content).get("/", headers={"X-Request-Id": "abc"})
     message = "The server failed on this request; its log says why under abc."
-    assert answer.json()["error"] == {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+    assert answer.json() == {"error": INTERNAL | {"message": message}}
 
 
 def test_starlettes_own_errors_get_openais_shape(client):
@@ -105,9 +104,14 @@ def test_what_is_no_error_in_json_passes_as_it_comes():
 
 
 def test_other_shapes_are_kept():
+    health = {"status": "unavailable", "reason": "draining"}
+    assert answering(503, health).get("/").json() == health
     anthropic = {"type": "error", "error": {"type": "invalid_request_error", "message": "at /data/models/x"}}
     answer = answering(400, anthropic).get("/").json()
     assert answer == {"type": "error", "error": {"type": "invalid_request_error", "message": "at <path>"}}
+    answer = answering(500, anthropic).get("/").json()
+    assert (answer["type"], answer["error"]["type"]) == ("error", "invalid_request_error")
+    assert answer["error"]["message"].startswith("The server failed on this request")
 
 
 def failing_client(demo_path, *flags):

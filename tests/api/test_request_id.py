@@ -11,7 +11,18 @@ from duet_server.api.request_id import RequestIdMiddleware
 from duet_server.logs import RequestIdFilter
 from tests.api.stand_in import QUESTION
 
-HOSTILE = [b"", b"a b", b"x" * 129, b"x" * 10_000, b"a\nINFO: forged", b"a\r\nx-forged: 1", "é".encode(), b"\xff", b'"', b"a/b"]
+HOSTILE = [
+    b"",
+    b"a b",
+    b"x" * 129,
+    b"x" * 10_000,
+    b"a\nINFO: forged",
+    b"a\r\nx-forged: 1",
+    "é".encode(),
+    b"\xff",
+    b'"',
+    b"a/b",
+]
 
 
 @pytest.mark.parametrize("given", ["1", "req_0123.ABC:x-y", "x" * 128])

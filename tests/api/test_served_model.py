@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +54,6 @@ def test_a_default_is_refused_there_too():
         cache_config=SimpleNamespace(cache_dtype="fp8"),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=1, max_num_scheduled_tokens=None),
     )
-    assert ServedModel.from_config(config, ServerOptions(default="off", max_reduction=0.97)).kv_dtype_bytes == 1
+    assert ServedModel.from_config(config, ServerOptions.from_args(Namespace(duet_default="off"))).kv_dtype_bytes == 1
     with pytest.raises(SettingsError, match=r"^--duet-default is 'light', expected off"):
-        ServedModel.from_config(config, ServerOptions(default="light", max_reduction=0.97))
+        ServedModel.from_config(config, ServerOptions.from_args(Namespace(duet_default="light")))

@@ -76,8 +76,24 @@ def test_what_cannot_be_is_refused(respond, server, fields, param):
     assert server.engine.calls == []
 
 
+MESSAGE = {"type": "message", "role": "assistant", "id": "", "status": "completed"}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {**MESSAGE, "content": []},
+        {**MESSAGE, "content": [{"type": "refusal", "refusal": ""}]},
+    ],
+    ids=str,
+)
+def test_items_without_their_content_are_refused(respond, server, item):
+    assert refusal(respond(input=[item, turn()]))[0] == "input"
+    assert server.engine.calls == []
+
+
 def test_an_open_length_becomes_what_fits(respond, server):
-    num_prompt = respond(turn(text="why? " * 372), compression="aggressive").json()["usage"]["input_tokens"]
+    num_prompt = respond(turn(text="why? " * 380), compression="aggressive").json()["usage"]["input_tokens"]
     assert server.last_call.params.max_tokens == 2048 - num_prompt < 64, "the model's own default is 64"
 
 

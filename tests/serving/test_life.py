@@ -36,7 +36,8 @@ def server(log):
 
 def process_of(server: RunningServer) -> psutil.Process:
     port = str(urlsplit(server.base_url).port)
-    (process,) = (child for child in psutil.Process().children() if port in child.cmdline())
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    (process,) = (child for child in alive if port in child.cmdline())
     return process
 
 

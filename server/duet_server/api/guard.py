@@ -22,6 +22,7 @@ RESERVED_PREFIX = "duet_"
 _ENGINE_FIELDS = ("vllm_xargs", "mm_processor_kwargs", "extra_args")
 _FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, keys and tensors in base64
 _NUM_ANSWERS = ("n", "best_of")
+_CONTAINERS = (dict, list)  # as json makes them
 
 
 async def check_json_request(raw_request: Request) -> None:
@@ -81,10 +82,10 @@ def _entries(body: object) -> Iterator[tuple[_Path, str, Any]]:
         if isinstance(value, dict):
             for key, item in value.items():
                 yield path, key, item
-                if isinstance(item, dict | list):
+                if item and type(item) in _CONTAINERS:
                     pending.append((_Path(path, key), item))
         elif isinstance(value, list):
-            pending.extend((path, item) for item in value if isinstance(item, dict | list))
+            pending += [(path, item) for item in value if type(item) in _CONTAINERS and item]
 
 
 def _has_reserved_features(value: object) -> bool:

@@ -34,7 +34,9 @@ _SAVED = Counter(
     ["model_name"],
 )
 _REJECTED = Counter(
-    "duet_rejected_requests", "Requests refused on account of compression, by reason.", ["model_name", "reason"]
+    "duet_rejected_requests",
+    "Requests refused by compression, the caps or the checks of media, by reason.",
+    ["model_name", "reason"],
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -59,22 +58,22 @@ class _Answer:
 
 def plain_body(scope: Scope, status: int, body: bytes) -> bytes:
     """An error answer's JSON as it may be sent."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return body
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        content: Any = _internal_error(scope, body.decode(errors="replace"))
-    else:
-        try:
-            content = _in_one_shape(json.loads(body), status)
-        except ValueError:
-            return body
+        content = _in_openais_shape(content, status)
+        content["error"]["message"] = _see_log(scope, body)
+    elif isinstance(content, dict) and "detail" in content:
+        content = _in_openais_shape(content, status)
     return json.dumps(_without_paths(content), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _internal_error(scope: Scope, reason: str) -> dict[str, Any]:
-    request_id = Headers(scope=scope).get("x-request-id", uuid.uuid4().hex)
-    logger.error("Request %s failed: %s", request_id, reason)
-    message = f"The server failed on this request; its log says why under {request_id[:80]}."
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
-    return dict(create_error_response(message, "InternalServerError", status).model_dump())
+def _see_log(scope: Scope, body: bytes) -> str:
+    request_id = Headers(scope=scope).get("x-request-id", uuid.uuid4().hex)[:128]
+    logger.error("Request %s failed: %s", request_id, body.decode(errors="replace"))
+    return f"The server failed on this request; its log says why under {request_id}."
 
 
 def _is_json_error(message: Message) -> bool:
@@ -82,13 +81,14 @@ def _is_json_error(message: Message) -> bool:
     return is_error and Headers(raw=message["headers"]).get("content-type", "").startswith("application/json")
 
 
-def _in_one_shape(content: Any, status: int) -> Any:
-    """OpenAI's shape for what Starlette answers by itself, such as 404 and 405; any other as it is."""
-    detail = content.get("detail") if isinstance(content, Mapping) else None
-    if not isinstance(detail, str):
+def _in_openais_shape(content: Any, status: int) -> dict[str, Any]:
+    """With an ``error`` object, which what Starlette answers by itself, such as 404 and 405, has not."""
+    if isinstance(content, dict) and isinstance(content.get("error"), dict):
         return content
-    phrase = HTTPStatus(status)
-    return create_error_response(detail, phrase.phrase.title().replace(" ", "") + "Error", phrase).model_dump()
+    detail = content.get("detail") if isinstance(content, dict) else None
+    reason = HTTPStatus(status)
+    kind = reason.phrase.title().replace(" ", "").removesuffix("Error") + "Error"
+    return dict(create_error_response(detail if isinstance(detail, str) else reason.phrase, kind, reason).model_dump())
 
 
 def _without_paths(content: Any) -> Any:

@@ -69,7 +69,7 @@ class DuetEndpoints:
         state.duet = DuetState(served, CompressionMetrics(served.name), options, life)
         if options.playground:
             attach_playground(self._app)
-        # The stack is built already, and with it vLLM's metrics: a second one, as add_middleware wants, would not count.
+        # The stack is built already, vLLM's metrics with it: a second one, as add_middleware wants, would not count.
         app = protect(self._app.middleware_stack or self._app.build_middleware_stack(), engine_client, args, options)
         for middleware in (life.gate.middleware, life.middleware, RequestIdMiddleware):  # outermost last
             app = middleware(app)

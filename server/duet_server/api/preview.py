@@ -50,7 +50,7 @@ async def preview_chat(
         RequestRefusedError: as the request itself would be refused, or on a model without compression.
     """
     request._trace_id = trace_id = secrets.randbelow(_MAX_TRACE_ID) + 1
-    rendered = await handler.online_renderer.answer(handler.render_chat_request(request), [request])
+    rendered = await handler.render_chat_request(request)
     if isinstance(rendered, ErrorResponse):
         return rendered
     (engine_input,) = rendered[1]

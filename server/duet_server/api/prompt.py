@@ -76,11 +76,17 @@ class CompressedPrompt:
 
 
 def list_contents(messages: Sequence[Any]) -> None:
-    """Turn one-shot iterators, which pydantic makes of some contents, into lists: they are read more than once."""
+    """Turn one-shot iterators, which pydantic makes of some contents, into lists: they are read more than once.
+
+    A part whose type is null has none; vLLM would trip over it later.
+    """
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if content is not None and not isinstance(content, str | list):
-            message["content"] = list(content)
+            message["content"] = content = list(content)
+        for part in _parts(content):
+            if isinstance(part, dict) and part.get("type", "") is None:
+                del part["type"]
 
 
 def user_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.renderers.chat_utils import has_non_text_content
 from vllm.renderers.online_renderer import OnlineRenderer
 
@@ -68,15 +68,22 @@ class DuetRenderer(OnlineRenderer):
         dry_run = skip_mm_cache or request._dry_run
         list_contents(messages)
         settings = self._settings(request, messages)
-        # A dry run must leave alone the cache that mirrors the engine's: these images never get there.
+        # A dry run leaves alone a cache that the engine shares: these images never get there.
         result = await super().preprocess_chat(request, messages, *args, skip_mm_cache=dry_run, **kwargs)
         (engine_input,) = result[1]
-        if not dry_run:
-            request._mm_hashes = [name for names in engine_input.get("mm_hashes", {}).values() for name in names]
         self._compress(request, messages, settings, engine_input)
         if not dry_run and not request._trace_id:
             self._count(request, settings)
         return result
+
+    async def render_responses(self, request: Any, **kwargs: Any) -> Any:
+        """Raises RequestRefusedError, too, for items that vLLM reads without a look at their shape."""
+        try:
+            construct_input_messages(request_input=request.input)
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
+            items = [item.get("type") if isinstance(item, dict) else item.type for item in request.input]
+            raise RequestRefusedError("unsupported", "input", items, "items with the content that they need") from error
+        return await super().render_responses(request, **kwargs)
 
     def usage(self, request: CompressibleRequest) -> dict[str, Any] | None:
         """A rendered request's ``usage.compression``; None where there are neither images nor a wish for it."""
@@ -84,26 +91,6 @@ class DuetRenderer(OnlineRenderer):
         if shape is None or compressed is None or not (compressed.num_images or request.compression is not None):
             return None
         return compressed.usage(shape)
-
-    async def answer(self, answer: Awaitable[Any], requests: Sequence[CompressibleRequest]) -> Any:
-        """Wait for the answer to requests, and if they fail, undo what rendering them has noted."""
-        try:
-            result = await answer
-        except BaseException:
-            self.forget_images(requests)
-            raise
-        if isinstance(result, ErrorResponse):
-            self.forget_images(requests)
-        return result
-
-    def forget_images(self, requests: Sequence[CompressibleRequest]) -> None:
-        """Have images sent again: those of a request that has failed may never have reached the engine.
-
-        vLLM sends an image once and then its hash, and whoever sends it next would be told that the server has failed.
-        """
-        cache = self.renderer.mm_processor_cache
-        for mm_hash in (mm_hash for request in requests for mm_hash in request._mm_hashes if cache is not None):
-            cache.invalidate(mm_hash)
 
     def _settings(self, request: Any, messages: Messages) -> CompressionSettings | None:
         """Resolve and check the request's settings, and have its images processed by them."""

@@ -64,9 +64,6 @@ class CompressibleRequest(BaseModel):
     _compressed: CompressedPrompt | None = PrivateAttr(default=None)
     """What compression came to, once the prompt is rendered; None on a model without compression."""
 
-    _mm_hashes: list[str] = PrivateAttr(default_factory=list)
-    """Of the images that vLLM takes the engine to have, now that it has rendered them."""
-
     _room: int | None = PrivateAttr(default=None)
     """Tokens that fit one engine step beside the prompt, if its prefill may not be split."""
 

@@ -16,7 +16,7 @@ from duet_server.api.rendering import DuetRenderer
 from duet_server.api.requests import DuetBatchChatCompletionRequest, with_compression_field
 from duet_server.api.schema import DuetChatCompletionRequest
 from duet_server.api.served_model import ServedModel
-from duet_server.api.usage import ERROR_EVENT, total_usage, with_usage, with_usage_chunk
+from duet_server.api.usage import total_usage, with_usage, with_usage_chunk
 
 
 class DuetServingChat(OpenAIServingChat):
@@ -38,8 +38,7 @@ class DuetServingChat(OpenAIServingChat):
         return self.online_renderer.served
 
     async def create_chat_completion(self, request: ChatCompletionRequest, raw_request: Request | None = None) -> Any:
-        request = with_compression_field(request)
-        return await self.online_renderer.answer(super().create_chat_completion(request, raw_request), [request])
+        return await super().create_chat_completion(with_compression_field(request), raw_request)
 
     async def plan_chat(self, request: DuetChatCompletionRequest) -> CompressedPrompt | ErrorResponse:
         """What the request would come to, without sending anything to the engine.
@@ -66,19 +65,11 @@ class DuetServingChat(OpenAIServingChat):
     ) -> AsyncGenerator[str, None]:
         usage = self.online_renderer.usage(request)
         async for event in super().chat_completion_stream_generator(request, *args, **kwargs):
-            if event.startswith(ERROR_EVENT):
-                self.online_renderer.forget_images([request])
             yield event if usage is None else with_usage_chunk(event, usage)
 
 
 class DuetServingChatBatch(DuetServingChat, OpenAIServingChatBatch):
     """Several conversations in one request, all with its settings; usage is their sum."""
-
-    async def create_batch_chat_completion(
-        self, request: DuetBatchChatCompletionRequest, raw_request: Request | None = None
-    ) -> Any:
-        answer = super().create_batch_chat_completion(request, raw_request)
-        return await self.online_renderer.answer(answer, request._conversations)
 
     async def chat_completion_full_generator_batch(
         self, request: DuetBatchChatCompletionRequest, *args: Any, **kwargs: Any

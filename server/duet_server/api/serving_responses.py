@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
-from fastapi import Request
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
 from duet_server.api.errors import RequestRefusedError
@@ -22,19 +20,6 @@ class DuetServingResponses(OpenAIServingResponses):
     def __init__(self, handler: OpenAIServingResponses, renderer: DuetRenderer) -> None:
         self.__dict__.update(vars(handler))
         self.online_renderer = renderer
-
-    async def create_responses(self, request: DuetResponsesRequest, raw_request: Request | None = None) -> Any:
-        return await self.online_renderer.answer(super().create_responses(request, raw_request), [request])
-
-    async def responses_stream_generator(
-        self, request: DuetResponsesRequest, *args: Any, **kwargs: Any
-    ) -> AsyncGenerator[Any, None]:
-        try:
-            async for event in super().responses_stream_generator(request, *args, **kwargs):
-                yield event
-        except Exception:
-            self.online_renderer.forget_images([request])
-            raise
 
     async def responses_full_generator(self, request: DuetResponsesRequest, *args: Any, **kwargs: Any) -> Any:
         """Makes the response, and of a stream the last event's."""

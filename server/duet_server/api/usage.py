@@ -8,7 +8,6 @@ from typing import Any
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-ERROR_EVENT = 'data: {"error"'
 _EVENT = "data: "
 _NO_CHOICES = '"choices":[]'
 _MESSAGE_DELTA = "event: message_delta\ndata: "

@@ -51,6 +51,7 @@ class DuetLlavaConfig(VerifyAndUpdateConfig):
             scheduler.scheduler_cls = SCHEDULER
         if parallel.worker_cls == "auto":
             parallel.worker_cls = WORKERS[current_platform.device_type]
+        _send_every_picture(vllm_config.model_config.multimodal_config)
         # Graphs of single decoding steps alone: a prefill that drops changes its number of rows on the way.
         compilation = vllm_config.compilation_config
         if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
@@ -66,6 +67,16 @@ def _set_boundaries(vllm_config: VllmConfig) -> None:
         default_boundaries(num_layers) if boundaries is None else check_boundaries(boundaries, num_layers)
     )
     vllm_config.additional_config = {**vllm_config.additional_config, "duet": duet}
+
+
+def _send_every_picture(multimodal_config: Any) -> None:
+    """Keep processed pictures in the API's process alone, as vLLM does itself where there are several of them.
+
+    Its default is a second cache in the engine that must mirror the first one. Clients that hang up at the wrong moment
+    set the two apart, and others, whose pictures are then missing, get a 500.
+    """
+    if multimodal_config.mm_processor_cache_type == "lru":
+        multimodal_config.mm_processor_cache_type = "processor_only"
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:

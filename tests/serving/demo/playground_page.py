@@ -86,7 +86,10 @@ class Playground:
         self.page.get_by_role("button", name="Ask").click()
 
     def chats(self) -> list[str]:
-        return [what for what, path in self.traffic if path == CHAT]
+        """What became of the chat completions, once none is on its way."""
+        while len(seen := [what for what, path in self.traffic if path == CHAT]) % 2:
+            self.page.wait_for_timeout(50)
+        return seen
 
     def patch_colors(self, name: str) -> list[list[int]]:
         colors: list[list[int]] = self.view(name).evaluate(_CENTRES)

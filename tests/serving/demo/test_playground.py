@@ -83,17 +83,17 @@ def test_a_new_setting_ends_the_answer(playground):
     expect(playground.answer("A")).not_to_be_empty()
     playground.slider("B").press("ArrowRight")
     expect(playground.status()).to_have_text("Stopped.")
-    assert playground.chats() == ["sent", "failed"]
+    assert playground.chats()[-1] == "failed"
     playground.wait_for_patches("B")
     expect(playground.page.get_by_role("button", name="Ask")).to_be_visible()
 
 
-def test_what_the_server_refuses_is_a_sentence(playground, server):
+def test_what_the_server_refuses_is_a_sentence(playground):
     playground.upload(PICTURE)
     playground.wait_for_patches("B")
     playground.set_length(999999)
     playground.ask()
-    expect(playground.panel("A").get_by_role("alert")).to_have_text(re.compile(r"max_tokens.*999999.*\.?$"))
+    expect(playground.panel("A").get_by_role("alert")).to_have_text(re.compile(r"max_tokens.*999999"))
     expect(playground.status()).to_have_text("A has no answer. B has no answer.")
 
 

@@ -6,10 +6,10 @@ import { Panel } from "./panel.js";
 import { readPicture, toPicture } from "./picture.js";
 import { drawSample } from "./sample.js";
 
-const [form, file, image, sample, question, submit, trouble, status, compare, more, key, length, notice, model, place] = [
-  "ask", "file", "picture", "sample", "question", "submit", "trouble", "status", "compare", "more", "key", "length",
-  "notice", "model", "panels",
-].map((id) => document.getElementById(id));
+const find = (...ids) => ids.map((id) => document.getElementById(id));
+const [model, notice, place] = find("model", "notice", "panels");
+const [form, file, image, sample, question, submit] = find("ask", "file", "picture", "sample", "question", "submit");
+const [trouble, status, compare, more, key, length] = find("trouble", "status", "compare", "more", "key", "length");
 
 let info = null;
 let picture = null;

@@ -33,7 +33,8 @@ export class Figures {
   /** @param usage `usage.compression`, as of an answer. */
   showUsage({ visual_tokens: tokens, kv_cache: cache }) {
     const [held, all] = [cache.token_layers, cache.token_layers_uncompressed];
-    this.#set("tokens", saved(tokens.layer_average, tokens.encoder), `${of(plain, tokens.layer_average, tokens.encoder)} per layer`);
+    const [average, patches] = [tokens.layer_average, tokens.encoder];
+    this.#set("tokens", saved(average, patches), `${of(plain, average, patches)} per layer`);
     this.#set("cache", saved(held, all), `${of(plain, held, all)} token-layers`);
   }
 

@@ -44,8 +44,8 @@ export class Kept {
 
   #choice(idx) {
     const label = document.createElement("label");
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: this.name, className: "unseen" });
-    input.checked = idx === this.chosen;
+    const input = document.createElement("input");
+    Object.assign(input, { type: "radio", name: this.name, className: "unseen", checked: idx === this.chosen });
     input.addEventListener("change", () => {
       this.chosen = idx;
       this.#draw();
