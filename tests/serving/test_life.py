@@ -18,7 +18,7 @@ from tests.serving.running_server import RunningServer, chat, duet_server
 
 CHECKPOINT = checkpoint_path("llava_gqa")
 NUM_IN_FLIGHT = 16
-MAX_TOKENS = 300
+MAX_TOKENS = 600
 # Written by C++, or before a process has been told how to log.
 NOT_LOGGED = ("Triton is installed", "[W", "nanobind:", " - ", "See https://nanobind")
 
@@ -30,7 +30,8 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(log):
-    with duet_server(log, CHECKPOINT, "--duet-log-format", "json", "--duet-stall-timeout", "3") as server:
+    flags = ("--duet-log-format", "json", "--duet-stall-timeout", "3", "--shutdown-timeout", "120")
+    with duet_server(log, CHECKPOINT, *flags) as server:
         yield server
 
 
@@ -126,18 +127,18 @@ def test_sigterm_lets_those_in_flight_finish_and_turns_others_away(server):
     process = process_of(server)
 
     async def terminate_with_requests_in_flight():
-        in_flight = InFlight(server)
-        await in_flight.until_all_run()
-        process.send_signal(signal.SIGTERM)
-        while (late := await in_flight.client.get("/v1/models")).status_code == 200:  # over a connection that is open
-            await asyncio.sleep(0)
-        assert_turned_away(late)
-        async with httpx.AsyncClient(base_url=server.base_url) as newcomer:
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=120) as newcomer:
+            in_flight = InFlight(server)
+            await in_flight.until_all_run()
+            process.send_signal(signal.SIGTERM)
+            while (late := await in_flight.client.get("/v1/models")).status_code == 200:  # over an open connection
+                await asyncio.sleep(0)
+            assert_turned_away(late)
             assert_turned_away(await newcomer.post("/v1/chat/completions", json=chat("Too late")))
             assert (await newcomer.get("/health/ready")).status_code == 503
             assert (await newcomer.get("/health/live")).status_code == 200
-        assert not any(answer.done() for answer in in_flight.answers), "nothing was in flight any more"
-        return await asyncio.gather(*in_flight.answers)
+            assert not any(answer.done() for answer in in_flight.answers), "nothing was in flight any more"
+            return await asyncio.gather(*in_flight.answers)
 
     answers = asyncio.run(terminate_with_requests_in_flight())
     assert [answer.status_code for answer in answers] == [200] * NUM_IN_FLIGHT
