@@ -12,12 +12,12 @@ from vllm.entrypoints.launchers import run_batch as vllm_run_batch
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-from duet_server.api.guard import refuse_many_answers, refuse_reserved_keys
 from duet_server.api.handlers import replace_handlers
-from duet_server.api.media import register_connector
 from duet_server.api.metrics import CompressionMetrics
 from duet_server.api.options import ServerOptions
-from duet_server.api.protection import cap_images
+from duet_server.api.protection.around import cap_images
+from duet_server.api.protection.guard import refuse_many_answers, refuse_reserved_keys
+from duet_server.api.protection.media import register_connector
 from duet_server.api.served_model import ServedModel
 from duet_server.api.serving import DuetServingChat
 

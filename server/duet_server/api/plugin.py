@@ -12,17 +12,17 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from duet_server.api.body_limit import BodyTooLargeError, refuse_body
 from duet_server.api.errors import RequestRefusedError, refuse
-from duet_server.api.guard import check_json_request
 from duet_server.api.handlers import replace_handlers
-from duet_server.api.health import router as health_router
-from duet_server.api.life import ServerLife
+from duet_server.api.life.health import router as health_router
+from duet_server.api.life.request_id import RequestIdMiddleware
+from duet_server.api.life.server_life import ServerLife
 from duet_server.api.metrics import CompressionMetrics
 from duet_server.api.options import ServerOptions
 from duet_server.api.playground import attach_playground
-from duet_server.api.protection import protect
-from duet_server.api.request_id import RequestIdMiddleware
+from duet_server.api.protection.around import protect
+from duet_server.api.protection.body_limit import BodyTooLargeError, refuse_body
+from duet_server.api.protection.guard import check_json_request
 from duet_server.api.routes import router
 from duet_server.api.served_model import ServedModel
 from duet_server.api.vllm_routes import router as vllm_router

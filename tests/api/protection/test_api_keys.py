@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from duet_server.api.api_keys import is_open
+from duet_server.api.protection.api_keys import is_open
 from tests.api.stand_in import stand_in_server
 
 KEY = {"Authorization": "Bearer secret-1"}

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from duet_server.api import life as life_module
-from duet_server.api.life import ServerLife
+from duet_server.api.life import server_life as life_module
+from duet_server.api.life.server_life import ServerLife
 
 
 class Engine(SimpleNamespace):

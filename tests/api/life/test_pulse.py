@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from duet_server.api.pulse import EnginePulse
+from duet_server.api.life.pulse import EnginePulse
 
 
 class Engine(SimpleNamespace):

@@ -13,7 +13,7 @@ import requests
 from vllm.connections import HTTPConnection
 
 from duet_server.api.option_types import Network
-from duet_server.api.public_addresses import NotPublicError, checked_socket
+from duet_server.api.protection.public_addresses import NotPublicError, checked_socket
 
 
 class PublicConnection(HTTPConnection):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from duet_server.api.errors import RequestRefusedError
-from duet_server.api.pictures import check_picture
+from duet_server.api.protection.pictures import check_picture
 from tests.api.web import picture_bytes
 
 

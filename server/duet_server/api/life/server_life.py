@@ -14,8 +14,8 @@ from vllm import envs
 from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from duet_server.api.gate import Gate
-from duet_server.api.pulse import EnginePulse
+from duet_server.api.life.gate import Gate
+from duet_server.api.life.pulse import EnginePulse
 
 logger = init_logger(f"vllm.{__name__}")
 

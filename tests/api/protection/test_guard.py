@@ -12,7 +12,7 @@ from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwa
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from duet_server.api.errors import RequestRefusedError
-from duet_server.api.guard import refuse_many_answers, refuse_reserved_keys
+from duet_server.api.protection.guard import refuse_many_answers, refuse_reserved_keys
 from tests.api.stand_in import QUESTION, stand_in_server
 
 XARGS = {"vllm_xargs": {"duet_keep": [1.0]}}

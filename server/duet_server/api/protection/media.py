@@ -23,9 +23,9 @@ from vllm.multimodal.media.connector import MODALITY_IO_MAP
 from duet_server.api.errors import RequestRefusedError
 from duet_server.api.option_types import Network
 from duet_server.api.options import ServerOptions
-from duet_server.api.pictures import check_picture
-from duet_server.api.public_addresses import NotPublicError
-from duet_server.api.public_connection import PublicConnection
+from duet_server.api.protection.pictures import check_picture
+from duet_server.api.protection.public_addresses import NotPublicError
+from duet_server.api.protection.public_connection import PublicConnection
 from duet_server.plan import SettingsError
 
 CONNECTOR = "http"  # vLLM's own and the default of VLLM_MEDIA_CONNECTOR

@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from duet_server.api.public_addresses import NotPublicError, carried_address, checked_socket, is_public
+from duet_server.api.protection.public_addresses import NotPublicError, carried_address, checked_socket, is_public
 
 PUBLIC = ["93.184.216.34", "1.1.1.1", "172.32.0.1", "2606:2800:220:1::1", "64:ff9b::101:101"]
 CLOSED = [

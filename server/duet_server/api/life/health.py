@@ -7,7 +7,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from duet_server.api.gate import RETRY_AFTER_S
+from duet_server.api.life.gate import RETRY_AFTER_S
 
 router = APIRouter()
 

@@ -8,11 +8,11 @@ from typing import Any
 from starlette.types import ASGIApp
 from vllm.config.multimodal import ImageDummyOptions
 
-from duet_server.api.api_keys import ApiKeys, api_keys
-from duet_server.api.body_limit import BodyLimit
-from duet_server.api.media import register_connector
 from duet_server.api.options import ServerOptions
-from duet_server.api.plain_errors import PlainErrors
+from duet_server.api.protection.api_keys import ApiKeys, api_keys
+from duet_server.api.protection.body_limit import BodyLimit
+from duet_server.api.protection.media import register_connector
+from duet_server.api.protection.plain_errors import PlainErrors
 
 
 def protect(app: ASGIApp, engine_client: Any, args: Namespace, options: ServerOptions) -> ASGIApp:

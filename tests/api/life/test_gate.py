@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from duet_server.api.gate import Gate
+from duet_server.api.life.gate import Gate
 
 
 class Rig:

@@ -14,8 +14,8 @@ from vllm.connections import global_http_connection
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
 from duet_server.api.errors import RequestRefusedError
-from duet_server.api.media import CONNECTOR, DuetMediaConnector, MediaFetchError
 from duet_server.api.option_types import parse_networks
+from duet_server.api.protection.media import CONNECTOR, DuetMediaConnector, MediaFetchError
 from tests.api.stand_in import user
 from tests.api.web import PUBLIC, LocalServer, Web, picture_bytes, serving
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.testclient import TestClient
 
-from duet_server.api.plain_errors import PlainErrors
+from duet_server.api.protection.plain_errors import PlainErrors
 from tests.api.stand_in import stand_in_server
 
 PATHS = [

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.testclient import TestClient
 
-from duet_server.api.request_id import RequestIdMiddleware
+from duet_server.api.life.request_id import RequestIdMiddleware
 from duet_server.logs import RequestIdFilter
 from tests.api.stand_in import QUESTION
 
