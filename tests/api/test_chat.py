@@ -323,6 +323,12 @@ def test_the_openai_sdk_sends_and_shows_it(server):
     assert refused.value.param == "compression"
 
 
+def test_a_prompt_that_loses_its_picture_is_refused(chat, server):
+    response = chat(truncate_prompt_tokens=1)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "truncate_prompt_tokens"), response.text
+    assert server.engine.calls == []
+
+
 def test_a_part_whose_type_is_null_is_known_by_its_keys(chat, server):
     assert chat(user({**image_part(), "type": None}, "What is it?")).status_code == 200
     assert len(server.last_call.spans) == 1

@@ -84,6 +84,14 @@ MESSAGE = {"type": "message", "role": "assistant", "id": "", "status": "complete
     [
         {**MESSAGE, "content": []},
         {**MESSAGE, "content": [{"type": "refusal", "refusal": ""}]},
+        {
+            "type": "function_call_output",
+            "call_id": None,
+            "status": "completed",
+            "output": [{"type": "input_file", "file_id": None}],
+            **dict.fromkeys(("caller", "created_by", "name", "namespace")),
+            "id": "",
+        },
     ],
     ids=str,
 )

@@ -23,7 +23,7 @@ from duet_server.api.serving import DuetServingChat
 
 
 def run_batch(args: Namespace) -> None:
-    """Answer every line of ``args.input_file`` with one of ``args.output_file``, whatever becomes of the others."""
+    """Answer every request of ``args.input_file`` in ``args.output_file``, whatever becomes of the others."""
     vllm_run_batch.init_app_state = _init_state  # vLLM's runner makes no app, and so loads no endpoint plugin
     asyncio.run(vllm_run_batch.main(args))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import RetryableRequestError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from duet_server.api.errors import RequestRefusedError
@@ -19,6 +21,7 @@ from duet_server.api.serving import DuetServingChat
 from duet_server.api.whatif import plan_body
 
 _MAX_TRACE_ID = (1 << 63) - 1
+_running = asyncio.Semaphore(8)  # far fewer than the engine keeps notes of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,13 @@ async def preview_chat(
     if compressed is None or shape is None:
         raise handler.served.refuse_model()
     request_id = f"preview-{handler._base_request_id(raw_request)}"
-    trace = await _run(handler.engine_client, engine_input, request_id, request.vllm_xargs, trace_id)
+    async with _running:
+        trace = await _run(handler.engine_client, engine_input, request_id, request.vllm_xargs, trace_id)
     prompt = RenderedPrompt.from_engine_input(engine_input)
     pictures = pictures_of(engine_input, prompt.visual_spans) if prompt.visual_spans else []
+    has_stage1 = compressed.settings.dominant is None or all(own.image_idx in trace["images"] for own in pictures)
+    if not has_stage1 or (compressed.drops and not trace["segments"]):  # aborted, or given way to other previews
+        raise RetryableRequestError("The engine has given this preview up. Try again.")
     processor = handler.renderer.get_mm_processor().info.get_hf_processor().image_processor
     patches = describe_patches(pictures, trace, len(prompt.token_ids), shape, processor)
     return Preview(compressed, pictures, patches, processor)

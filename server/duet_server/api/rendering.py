@@ -68,8 +68,13 @@ class DuetRenderer(OnlineRenderer):
         dry_run = skip_mm_cache or request._dry_run
         list_contents(messages)
         settings = self._settings(request, messages)
-        # A dry run leaves alone a cache that the engine shares: these images never get there.
-        result = await super().preprocess_chat(request, messages, *args, skip_mm_cache=dry_run, **kwargs)
+        # A dry run leaves alone a cache that the engine shares: these images never get there. A traced one is never
+        # asked for again.
+        skip = dry_run or bool(request._trace_id)
+        try:
+            result = await super().preprocess_chat(request, messages, *args, skip_mm_cache=skip, **kwargs)
+        except AssertionError as error:  # vLLM's way to find a part without its content, or a picture that was cut off
+            raise _refused_prompt(request) from error
         (engine_input,) = result[1]
         self._compress(request, messages, settings, engine_input)
         if not dry_run and not request._trace_id:
@@ -145,6 +150,14 @@ class DuetRenderer(OnlineRenderer):
         usage = self.usage(request)
         if usage is not None and usage["visual_tokens"]["encoder"]:
             self.metrics.count_compression(usage)
+
+
+def _refused_prompt(request: CompressibleRequest) -> RequestRefusedError:
+    truncated = getattr(request, "truncate_prompt_tokens", None)
+    if truncated is not None:
+        expected = "null, or enough for all of the prompt's pictures"
+        return RequestRefusedError("unsupported", "truncate_prompt_tokens", truncated, expected)
+    return RequestRefusedError("unsupported", request.prompt_field, "malformed", "parts with all that they need")
 
 
 def _has_counted_images(messages: Messages, engine_input: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from duet_kernels import clusters
 from duet_server.engine.step_layout import StepLayout
 
-MAX_TRACES = 16  # those never asked for give way to later ones
+MAX_TRACES = 64  # those never asked for give way to later ones
 
 
 class Traces:
@@ -34,6 +34,7 @@ class Traces:
         for idx, (trace_id, image_idx, *_) in enumerate(images.tolist()):
             own = settings[idx]
             if own is not None:
+                # Of patches about equally near to two anchors, rounding may name another one than the merge chose.
                 ((dominant, contextual),) = clusters(score[idx : idx + 1], metric[idx : idx + 1], [own])
                 noted = {"dominant": dominant, "contextual": contextual, "scores": score[idx].clone()}
                 self._of(trace_id)["images"][image_idx] = noted

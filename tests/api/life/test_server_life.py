@@ -102,6 +102,35 @@ async def test_an_engine_that_hangs_is_not_waited_for():
 
 
 @pytest.mark.asyncio
+async def test_an_engine_that_takes_no_more_orders_is_left_alone():
+    """A signal to the whole process group reaches the engine, too."""
+    rig = Rig(shutdown_timeout=0.05)
+
+    async def refuse(**options):
+        raise RuntimeError("Server shutting down")
+
+    rig.engine.pause_generation = refuse
+    request = await rig.in_flight()
+    rig.life._on_signal()
+    await rig.stopped()
+    request.cancel()
+
+
+@pytest.mark.asyncio
+async def test_an_engine_that_leaves_during_a_drain_does_not_end_it():
+    rig = Rig(shutdown_timeout=60)
+    request = await rig.in_flight()
+    rig.life._on_signal()
+    rig.engine.errored = True
+    await rig.life._watch()
+    assert not rig.server.should_exit
+    rig.engine.cut.set()
+    await rig.stopped()
+    assert request.done()
+    assert not hasattr(rig.args, "duet_failure")
+
+
+@pytest.mark.asyncio
 async def test_the_server_ends_with_its_engine_and_says_that_it_failed():
     rig = Rig(shutdown_timeout=60)
     watch = asyncio.create_task(rig.life._watch())

@@ -30,8 +30,8 @@ class EnginePulse:
                 self._answered_at = time.monotonic()
             except EngineDeadError:
                 return
-            except Exception:
-                logger.exception("The engine's workers do not answer as they should.")
+            except Exception as error:
+                logger.warning("The engine's workers do not answer as they should: %s", error)
             await asyncio.sleep(interval_s)
 
     @property

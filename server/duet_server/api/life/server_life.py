@@ -83,12 +83,14 @@ class ServerLife:
             self.gate.num_in_flight,
             limit_s,
         )
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit_s) as self._patience:
-                await self.gate.emptied()
-        if self.gate.num_in_flight:
-            await self._cut()
-        await self._stop()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit_s) as self._patience:
+                    await self.gate.emptied()
+            if self.gate.num_in_flight:
+                await self._cut()
+        finally:
+            await self._stop()
 
     async def _cut(self) -> None:
         """End the requests in flight with what they have, finish reason "abort"."""
@@ -101,6 +103,8 @@ class ServerLife:
             self._engine.vllm_config.shutdown_timeout = 0  # it does not answer: vLLM is not to wait for it either
         except EngineDeadError:
             return
+        except Exception as error:  # it has got the signal, too, and takes no more orders
+            logger.warning("The engine does not cut them: %s", error)
 
     async def _watch(self) -> None:
         """Log when the engine stalls and when it recovers; end with it."""
@@ -111,7 +115,11 @@ class ServerLife:
             if (problem is None) != (known is None):
                 logger.warning("Not ready: %s", problem) if problem else logger.info("Ready: the engine steps.")
                 known = problem
-        if envs.VLLM_KEEP_ALIVE_ON_ENGINE_DEATH or (self.gate.draining and not self.gate.num_in_flight):
+        if envs.VLLM_KEEP_ALIVE_ON_ENGINE_DEATH:
+            return
+        if self.gate.draining:  # the drain ends the server; the engine may have had the signal, too
+            if self.gate.num_in_flight:
+                logger.error("The engine has ended before the requests in flight.")
             return
         self._args.duet_failure = "the engine died"
         logger.error("The engine has died: requests get 503 and the server ends.")

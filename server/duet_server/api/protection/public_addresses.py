@@ -16,6 +16,8 @@ logger = init_logger(f"vllm.{__name__}")
 _NOT_PUBLIC = (
     IPv4Network("192.0.0.0/24"),  # for protocols; a cloud's metadata service is among them
     IPv4Network("168.63.129.16/32"),  # another cloud's, public by its number
+    IPv4Network("192.88.99.0/24"),  # relays to IPv6
+    IPv6Network("3fff::/20"),  # for documentation
 )
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
