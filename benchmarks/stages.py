@@ -12,7 +12,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 
 from benchmarks.model import MODELS, BenchmarkModel
 from duet_server import demo
+from duet_server.engine.timer import Timer
 from duet_server.plan import CompressionSettings, kv_bytes, presets
 
 # (stage, where the engine looks the function up, function). What chooses nothing (off) calls only the last one.
@@ -40,7 +40,7 @@ IMAGE_TOKEN_ID = 4
 MAX_STEP_TOKENS = 4096
 
 
-class Clocks:
+class Clocks(Timer):
     """Seconds spent in wrapped functions, by name; a function inside another of the same name counts once.
 
     Args:
@@ -48,7 +48,7 @@ class Clocks:
     """
 
     def __init__(self, on_gpu: bool) -> None:
-        self._on_gpu = on_gpu
+        super().__init__(on_gpu)
         self._running: set[str] = set()
         self._spans: list[tuple[str, Any, Any]] = []  # name, start, end
 
@@ -76,16 +76,8 @@ class Clocks:
             torch.cuda.synchronize()
         seconds: defaultdict[str, float] = defaultdict(float)
         for name, start, end in spans:
-            seconds[name] += start.elapsed_time(end) / 1000 if self._on_gpu else end - start
+            seconds[name] += self._seconds(start, end)
         return dict(seconds)
-
-    def _now(self) -> Any:
-        """A point in time: seconds, or an event that the stream passes later."""
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 def measure_stages(

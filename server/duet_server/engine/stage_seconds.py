@@ -4,14 +4,13 @@ The process that runs the model counts. A scrape of the API's process shows it w
 ``PROMETHEUS_MULTIPROC_DIR``, as ``duet-server serve`` sees to.
 """
 
-import time
 from collections import deque
 from types import TracebackType
 from typing import Any
 
-import torch
 from prometheus_client import Histogram
 
+from duet_server.engine.timer import Timer
 from duet_server.engine.vllm_internals import VllmConfig, current_platform, get_tensor_model_parallel_rank
 
 BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -36,12 +35,12 @@ def stage_clock(histogram: Histogram, vllm_config: VllmConfig) -> "StageClock":
     return StageClock(series, on_gpu=current_platform.device_type == "cuda")
 
 
-class StageClock:
+class StageClock(Timer):
     """Adds up what runs inside ``with clock:`` until ``observe()``. On a GPU it is the stream's time: no host waits."""
 
     def __init__(self, series: Any, on_gpu: bool) -> None:
+        super().__init__(on_gpu)
         self._series = series
-        self._on_gpu = on_gpu
         self._spans: list[tuple[Any, Any]] = []
         self._pending: deque[list[tuple[Any, Any]]] = deque()  # whose last event the stream may not have passed yet
 
@@ -60,13 +59,3 @@ class StageClock:
             seconds = sum(self._seconds(*span) for span in self._pending.popleft())
             if self._series is not None:
                 self._series.observe(seconds)
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _seconds(self, start: Any, end: Any) -> float:
-        return start.elapsed_time(end) / 1000 if self._on_gpu else end - start

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.exception_handling.handlers.exception import exception_handler
 
+from duet_server.api.error_answers import RewrittenErrors
 from duet_server.logs import request_id
 
 HEADER = "x-request-id"
@@ -49,39 +50,22 @@ class RequestIdMiddleware:
             request_id.reset(marked)
 
 
-@dataclass
 class _Answer:
     """Puts the id into an answer's header and, where it is an error, into its ``error`` object."""
 
-    to_client: Send
-    id: str
-    started: bool = False
-    _held: Message | None = None  # an error's start, until its body has the id and a length
-    _body: bytearray = field(default_factory=bytearray)
+    def __init__(self, to_client: Send, id: str) -> None:
+        self.started = False
+        self._id = id
+        self._errors = RewrittenErrors(to_client, partial(_with_id, id))
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            headers = MutableHeaders(raw=message["headers"])
-            headers[HEADER] = self.id
-            if message["status"] >= 400 and headers.get("content-type", "").startswith("application/json"):
-                self._held = message
-                return
-        if self._held is None:
-            await self.to_client(message)
-            return
-        self._body += message.get("body", b"")
-        if not message.get("more_body", False):
-            await self._send_error(self._held, message)
-
-    async def _send_error(self, start: Message, end: Message) -> None:
-        body = _with_id(bytes(self._body), self.id)
-        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
-        await self.to_client(start)
-        await self.to_client({**end, "body": body})
+            MutableHeaders(raw=message["headers"])[HEADER] = self._id
+        await self._errors.send(message)
 
 
-def _with_id(body: bytes, id: str) -> bytes:
+def _with_id(id: str, status: int, body: bytes) -> bytes:
     try:
         content = json.loads(body)
     except ValueError:

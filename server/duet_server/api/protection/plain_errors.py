@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import uuid
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import regex as re
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
 from vllm.logger import init_logger
+
+from duet_server.api.error_answers import RewrittenErrors
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -27,33 +30,9 @@ class PlainErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, _Answer(scope, send).send if scope["type"] == "http" else send)
-
-
-class _Answer:
-    """Sends an answer on, or if it is an error in JSON, what may be said of it once all of it is there."""
-
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self.scope = scope
-        self.send_on = send
-        self._start: Message | None = None
-        self._body = b""
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and _is_json_error(message):
-            self._start = message
-        elif self._start is None:
-            await self.send_on(message)
-        elif message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            if not message.get("more_body"):
-                await self._send_plain(self._start)
-
-    async def _send_plain(self, start: Message) -> None:
-        body = plain_body(self.scope, start["status"], self._body)
-        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
-        await self.send_on(start)
-        await self.send_on({"type": "http.response.body", "body": body})
+        if scope["type"] == "http":
+            send = RewrittenErrors(send, partial(plain_body, scope)).send
+        await self.app(scope, receive, send)
 
 
 def plain_body(scope: Scope, status: int, body: bytes) -> bytes:
@@ -74,11 +53,6 @@ def _see_log(scope: Scope, body: bytes) -> str:
     request_id = Headers(scope=scope).get("x-request-id", uuid.uuid4().hex)[:128]
     logger.error("Request %s failed: %s", request_id, body.decode(errors="replace"))
     return f"The server failed on this request; its log says why under {request_id}."
-
-
-def _is_json_error(message: Message) -> bool:
-    is_error = message["status"] >= HTTPStatus.BAD_REQUEST
-    return is_error and Headers(raw=message["headers"]).get("content-type", "").startswith("application/json")
 
 
 def _in_openais_shape(content: Any, status: int) -> dict[str, Any]:
