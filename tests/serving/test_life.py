@@ -6,7 +6,8 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
@@ -62,25 +63,37 @@ def assert_turned_away(response: httpx.Response) -> None:
     assert error["request_id"] == response.headers["x-request-id"]
 
 
+@contextmanager
+def held_still(engine: psutil.Process) -> Iterator[None]:
+    """What is sent meanwhile stays in flight, however fast the engine is."""
+    engine.suspend()
+    try:
+        yield
+    finally:
+        engine.resume()
+
+
 class InFlight:
     """As many requests as NUM_IN_FLIGHT, every other one a stream."""
 
     def __init__(self, server: RunningServer) -> None:
         self.client = httpx.AsyncClient(base_url=server.base_url, timeout=120)
+        self.num_before = num_accepted(server.client.get("/metrics"))
         self.answers = [asyncio.create_task(self._ask(index)) for index in range(NUM_IN_FLIGHT)]
 
     async def _ask(self, index: int) -> httpx.Response:
         body = chat(f"Question {index}", max_tokens=MAX_TOKENS, stream=bool(index % 2))
         return await self.client.post("/v1/chat/completions", json=body, headers={"X-Request-Id": f"inside-{index}"})
 
-    async def until_all_run(self) -> None:
+    async def until_all_are_accepted(self) -> None:
         async with asyncio.timeout(60):
-            while await self._num_running() < NUM_IN_FLIGHT:
+            while num_accepted(await self.client.get("/metrics")) < self.num_before + NUM_IN_FLIGHT:
                 await asyncio.sleep(0.02)
 
-    async def _num_running(self) -> float:
-        shown = (await self.client.get("/metrics")).text.splitlines()
-        return sum(float(line.split()[-1]) for line in shown if line.startswith("vllm:num_requests_running{"))
+
+def num_accepted(metrics: httpx.Response) -> float:
+    lines = metrics.text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("duet_requests_total{"))
 
 
 def num_tokens(response: httpx.Response) -> int:
@@ -128,16 +141,16 @@ def test_sigterm_lets_those_in_flight_finish_and_turns_others_away(server):
 
     async def terminate_with_requests_in_flight():
         async with httpx.AsyncClient(base_url=server.base_url, timeout=120) as newcomer:
-            in_flight = InFlight(server)
-            await in_flight.until_all_run()
-            process.send_signal(signal.SIGTERM)
-            while (late := await in_flight.client.get("/v1/models")).status_code == 200:  # over an open connection
-                await asyncio.sleep(0)
-            assert_turned_away(late)
-            assert_turned_away(await newcomer.post("/v1/chat/completions", json=chat("Too late")))
-            assert (await newcomer.get("/health/ready")).status_code == 503
-            assert (await newcomer.get("/health/live")).status_code == 200
-            assert not any(answer.done() for answer in in_flight.answers), "nothing was in flight any more"
+            with held_still(engine_of(server)):
+                in_flight = InFlight(server)
+                await in_flight.until_all_are_accepted()
+                process.send_signal(signal.SIGTERM)
+                while (late := await in_flight.client.get("/v1/models")).status_code == 200:  # over an open connection
+                    await asyncio.sleep(0)
+                assert_turned_away(late)
+                assert_turned_away(await newcomer.post("/v1/chat/completions", json=chat("Too late")))
+                assert (await newcomer.get("/health/ready")).status_code == 503
+                assert (await newcomer.get("/health/live")).status_code == 200
             return await asyncio.gather(*in_flight.answers)
 
     answers = asyncio.run(terminate_with_requests_in_flight())
@@ -161,8 +174,9 @@ def test_a_killed_engine_ends_the_server(tmp_path):
         process, engine = process_of(server), engine_of(server)
 
         async def kill_with_requests_in_flight():
-            in_flight = InFlight(server)
-            await in_flight.until_all_run()
+            with held_still(engine):
+                in_flight = InFlight(server)
+                await in_flight.until_all_are_accepted()
             engine.kill()
             answers = await asyncio.gather(*in_flight.answers)
             return answers, await in_flight.client.get("/v1/models")
