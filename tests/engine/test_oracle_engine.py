@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from duet_training.modeling import DuetLlava
+from tests.oracle.modeling import DuetLlava
 from tests.engine.in_process import IMAGE_TOKEN_ID, Ask, in_process_engine, noise_picture, text_ids
 from tests.golden_cases import NUM_PATCHES, checkpoint_path
 

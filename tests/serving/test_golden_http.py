@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from duet_training.modeling import DuetLlava
+from tests.oracle.modeling import DuetLlava
 from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_cases
 from tests.serving.running_server import RunningServer, chat, duet_server, picture_and_text, token_ids
 

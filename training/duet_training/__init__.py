@@ -1,1 +1,1 @@
-"""DUET's two stages on a Hugging Face LLaVA, differentiable: the reference that the engine is tested against."""
+"""Fine-tunes LLaVA with both of DUET's stages in the forward pass, on the operations that the engine serves with."""

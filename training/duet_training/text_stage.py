@@ -1,84 +1,83 @@
-"""Stage 2 (text to vision): between two decoder layers, keep the visual tokens that the guiding text attends to.
+"""Stage 2 (text to vision) in front of a Hugging Face Llama layer: the visual tokens that guiding text attends to stay.
 
-Rows of the prompt are numbered as they enter the language model. Selections are constants to autograd.
-Source: DUET-VLM (arXiv 2602.18846) as its published code computes it.
+The choice is a constant to autograd. Source: DUET-VLM (arXiv 2602.18846).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
-Span = tuple[int, int]
-"""Half-open range of prompt rows."""
+from duet_kernels import guided_score, keep_highest
+from duet_training.batch_plan import BoundaryRows
 
-
-def visual_pools(is_visual: Sequence[bool]) -> list[Span]:
-    """Runs of visual rows: tokens with no text between them are ranked together."""
-    padded = [False, *is_visual, False]
-    edges = [row for row in range(len(padded) - 1) if padded[row] != padded[row + 1]]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin ``[1, T, d]``."""
 
 
-def resolve_guiding_rows(text: str | Sequence[int], pools: Sequence[Span], num_rows: int) -> list[int]:
-    """Prompt rows that guide, ascending: "all" text after the first pool, the "last" row, or the given rows."""
-    visual = {row for start, end in pools for row in range(start, end)}
-    if text == "last":
-        return [num_rows - 1]
-    if text == "all":
-        first_text = pools[0][1] if pools else 0
-        return [row for row in range(first_text, num_rows) if row not in visual]
-    if isinstance(text, str):
-        raise ValueError(f'guiding_rows is {text!r}; it takes "all", "last" or a list of prompt rows')
-    rows = sorted(set(text))
-    if any(row in visual or not 0 <= row < num_rows for row in rows):
-        raise ValueError(f"guiding_rows {rows} must be text rows in [0, {num_rows})")
-    return rows
+class DuetDecoderLayer(LlamaDecoderLayer):
+    """A Llama layer that may drop visual tokens first. All inside its forward, where sharded weights are gathered."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, position_embeddings: Rotary, boundary: BoundaryRows | None = None, **kwargs: Any
+    ) -> Any:
+        """``hidden_states [B, T, dim]`` -> ``[B, T, dim]``; behind a boundary ``[B, T', dim]`` and the rows it took."""
+        if boundary is None:
+            return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
+        rows = surviving_rows(self, hidden_states, position_embeddings, boundary)
+        hidden_states = hidden_states.flatten(0, 1)[rows].unflatten(0, (-1, boundary.num_rows))
+        position_embeddings = first_positions(position_embeddings, boundary.num_rows)
+        return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs), rows
+
+
+def first_positions(rotary: Rotary, num_rows: int) -> Rotary:
+    cos, sin = rotary
+    return cos[:, :num_rows], sin[:, :num_rows]
 
 
 @torch.no_grad()
-def guided_attention(
-    layer: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], guiding: Sequence[int]
-) -> Tensor:
-    """Attention that a Llama layer would pay from its `guiding` rows to all rows, mean over heads: `[G, n]`.
+def surviving_rows(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, boundary: BoundaryRows) -> Tensor:
+    """For every row behind the boundary ``[B * T']`` the row of ``hidden [B, T, dim]``, flattened, that goes on there."""
+    rows = boundary.rows.clone()  # checkpointing comes here twice
+    if boundary.keeps_any:
+        score = _score(layer, hidden, rotary, boundary)
+        pools = boundary.pool_start, boundary.pool_length, boundary.num_keep, boundary.pool_start, boundary.target
+        keep_highest(score, *pools, rows)
+    return rows
 
-    `hidden [1, n, D]` enters the layer; `position_embeddings` are rotary cos and sin of its n rows.
-    """
-    attention = layer.self_attn
+
+def _score(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, boundary: BoundaryRows) -> Tensor:
+    """``[B * T]`` float32, through the layer's own norm, projections and rotary embedding."""
+    attention, (num_samples, num_rows, _) = layer.self_attn, hidden.shape
     normed = layer.input_layernorm(hidden)
-    queries = attention.q_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [1, heads, n, d]
-    keys = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [1, kv_heads, n, d]
-    queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
-    keys = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
-    rows = torch.as_tensor(guiding, device=hidden.device)
-    logits = queries[0, :, rows] @ keys[0].transpose(-1, -2) * attention.head_dim**-0.5  # [heads, G, n]
-    is_future = torch.arange(hidden.shape[1], device=hidden.device) > rows[:, None]
-    return logits.masked_fill(is_future, float("-inf")).softmax(dim=-1, dtype=torch.float32).mean(dim=0)
+    cos, sin = (table.flatten(0, 1) for table in first_positions(rotary, num_rows))  # [T, d]
+    heads = (-1, attention.head_dim)
+    query = attention.q_proj(normed.flatten(0, 1)[boundary.guiding]).unflatten(-1, heads)
+    key = attention.k_proj(normed).unflatten(-1, heads)
+    query = _rotate(query, cos[boundary.query_positions], sin[boundary.query_positions])
+    key = _rotate(key, cos, sin).flatten(0, 1)
+    cu_keys = torch.arange(num_samples + 1, device=hidden.device) * num_rows
+    with torch.autocast(hidden.device.type, enabled=False):
+        return guided_score(
+            query,
+            key,
+            boundary.cu_queries,
+            cu_keys,
+            boundary.query_positions,
+            boundary.pool_start,
+            boundary.pool_length,
+            boundary.pool_sample,
+            boundary.max_queries,
+            num_rows,
+            boundary.max_pool,
+            attention.scaling,
+        )
 
 
-def kept_rows(
-    attention: Tensor, guiding: Sequence[int], rows: Sequence[int], pools: Sequence[Span], keep: float
-) -> list[int]:
-    """Which of the current rows survive, ascending: all text, and `floor(len(pool) * keep)` of each pool.
-
-    `attention [G, len(rows)]` belongs to the prompt rows `guiding`; `rows` are the prompt rows still held.
-    A pool is ranked by the guiding rows after it; equal scores rank the lower row first.
-    """
-    dropped: set[int] = set()
-    for start, end in pools:
-        held = [idx for idx, row in enumerate(rows) if start <= row < end]
-        num_kept = math.floor((end - start) * keep)
-        assert num_kept <= len(held), f"keeps must not increase: {num_kept=} of {len(held)}"
-        if num_kept == len(held):
-            continue
-        guides = [idx for idx, row in enumerate(guiding) if row >= end]
-        if not guides:
-            raise ValueError(f"no guiding row follows the visual tokens [{start}, {end})")
-        scores = attention[guides][:, held].mean(dim=0)
-        ranking = scores.sort(descending=True, stable=True).indices.tolist()
-        dropped.update(held[rank] for rank in ranking[num_kept:])
-    return [idx for idx in range(len(rows)) if idx not in dropped]
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``heads [..., rows, heads, d]`` by ``cos, sin [rows, d]``."""
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return (heads * cos + rotate_half(heads) * sin).to(heads.dtype)

@@ -1,92 +1,79 @@
-"""Stage 1 (vision to vision): keep the patches that CLS attends to, merge clusters of the others.
+"""Stage 1 (vision to vision) on a Hugging Face CLIP tower, differentiable in what it keeps and merges.
 
-Selections are constants to autograd; gradients flow through the features that were kept or merged.
-Source: DUET-VLM (arXiv 2602.18846) as its published code computes it.
+The choice itself is a constant to autograd. Source: DUET-VLM (arXiv 2602.18846).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from duet_kernels import cls_score, implementation, select_and_merge
+from duet_server.plan import CompressionSettings
 
-class TowerFeatures(NamedTuple):
-    """What stage 1 needs of one image, all from the tower's selected layer; CLS is row 0."""
+
+class EncodedImages(NamedTuple):
+    """What a tower's feature layer gives of a batch of images; CLS is row 0."""
 
     hidden: Tensor
-    """[1 + N, Dv], that layer's output."""
-    score: Tensor
-    """[N], attention of CLS to each patch, summed over heads."""
-    metric: Tensor
-    """[1 + N, d], raw keys (with bias, unscaled), mean over heads."""
+    """[images, 1 + N, Dv], the layer's output."""
+    query: Tensor
+    """[images, 1 + N, heads, d], its raw queries, detached."""
+    key: Tensor
+    """[images, 1 + N, heads, d], its raw keys, detached."""
 
 
-class CompressedImage(NamedTuple):
-    features: Tensor
-    """[D + C, Dv]: CLS, dominant patches in patch order, contextual tokens in anchor order."""
-    dominant_patch_indices: list[int]
-    """D - 1 patches, highest score first."""
+def encode(tower: nn.Module, pixel_values: Tensor, feature_layer: int) -> EncodedImages:
+    """Run a CLIP tower on ``[images, 3, H, W]``, no further than ``feature_layer``.
 
-
-def tower_features(tower: nn.Module, pixel_values: Tensor, feature_layer: int) -> TowerFeatures:
-    """Run a Hugging Face CLIP tower on one image `[3, H, W]`, no further than `feature_layer`.
-
-    `feature_layer` counts as `vision_feature_layer` does: 0 is the embeddings, -1 the last layer's output.
+    ``feature_layer`` counts as ``vision_feature_layer`` does: 0 is the embeddings, -1 the last layer's output.
     """
     layers = tower.encoder.layers
-    num_layers_run = feature_layer % (len(layers) + 1)
-    assert num_layers_run >= 1, f"no layer produces vision_feature_layer={feature_layer}"
-    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values[None]))
-    for layer in layers[: num_layers_run - 1]:
+    num_layers = feature_layer % (len(layers) + 1)
+    assert num_layers >= 1, f"no layer produces vision_feature_layer={feature_layer}"
+    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+    for layer in layers[: num_layers - 1]:
         hidden = layer(hidden, attention_mask=None)
-    selected = layers[num_layers_run - 1]
-    score, metric = _score_and_metric(selected, hidden[0])
-    return TowerFeatures(selected(hidden, attention_mask=None)[0], score, metric)
+    last = layers[num_layers - 1]
+    with _outputs_of(last.self_attn.q_proj, last.self_attn.k_proj) as outputs:
+        hidden = last(hidden, attention_mask=None)
+    query, key = (outputs[name].unflatten(-1, (-1, last.self_attn.head_dim)) for name in range(2))
+    return EncodedImages(hidden, query, key)
 
 
-@torch.no_grad()
-def _score_and_metric(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    attention = layer.self_attn
-    normed = layer.layer_norm1(hidden)
-    keys = attention.k_proj(normed).unflatten(-1, (attention.num_heads, -1))  # [1 + N, heads, d]
-    cls_query = attention.q_proj(normed[0]).unflatten(-1, (attention.num_heads, -1))  # [heads, d]
-    logits = torch.einsum("hd,nhd->hn", cls_query, keys) * attention.head_dim**-0.5
-    weights = logits.softmax(dim=-1, dtype=torch.float32)
-    return weights.sum(dim=0)[1:], keys.mean(dim=1)
+def compress(images: EncodedImages, settings: CompressionSettings) -> tuple[Tensor, Tensor | None]:
+    """The visual tokens before the projector ``[images * entering, Dv]``, and every image's patches by descending score.
 
-
-def compress(image: TowerFeatures, dominant: int, contextual: int, cluster_width: int | None) -> CompressedImage:
-    """Reduce one image to `dominant` (CLS included) + `contextual` tokens.
-
-    `cluster_width` None: every other patch joins a cluster and anchors are spread by place (VisionZip).
-    Equal scores rank the lower patch first. Raises ValueError for counts that the image cannot fill.
+    With stage 1 off these are all patches without CLS, and None.
     """
-    num_patches = len(image.score)
-    if dominant < 1 or contextual < 0 or dominant - 1 + contextual > num_patches:
-        raise ValueError(f"{dominant=} (CLS included) and {contextual=} do not fit {num_patches} patches")
-    ranking = image.score.sort(descending=True, stable=True).indices
-    dominant_patches, rest = ranking[: dominant - 1], ranking[dominant - 1 :]
-    in_place_order = dominant_patches.sort().values
-    features = [image.hidden[:1], image.hidden[1 + in_place_order]]
-    if contextual:
-        pool = rest.sort().values if cluster_width is None else rest[: max(1, cluster_width * contextual)]
-        features.append(merge(image.hidden[1:], image.metric[1:], pool, contextual))
-    return CompressedImage(torch.cat(features), dominant_patches.tolist())
+    if settings.dominant is None:
+        return images.hidden[:, 1:].flatten(0, 1), None
+    counts = (settings.dominant, settings.contextual, settings.cluster_width or 0)
+    hidden = images.hidden
+    # In float32 whatever is around, as the engine ranks and merges; the plain torch reference is what autograd knows.
+    with torch.autocast(hidden.device.type, enabled=False), implementation("reference"):
+        score = cls_score(images.query[:, 0], images.key, images.key.shape[-1] ** -0.5)
+        return select_and_merge(hidden, score, images.key.float().mean(dim=2), [counts] * len(hidden))
 
 
-def merge(hidden: Tensor, metric: Tensor, pool: Tensor, num_anchors: int) -> Tensor:
-    """Merge the pool's patches around evenly spread anchors: `[num_anchors, Dv]`, anchor + mean of its members.
+@contextmanager
+def _outputs_of(*modules: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """What the modules compute meanwhile, by their place, detached."""
+    outputs: dict[int, Tensor] = {}
 
-    `hidden [N, Dv]`, `metric [N, d]`, `pool [P]` patch indices in the order in which anchors are picked.
-    """
-    step = max(1, len(pool) // num_anchors)
-    is_anchor = torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
-    is_anchor[: step * num_anchors : step] = True
-    anchors, members = pool[is_anchor], pool[~is_anchor]
-    directions = nn.functional.normalize(metric.detach(), dim=-1)
-    nearest = (directions[members] @ directions[anchors].T).argmax(dim=-1)  # [members]
-    belongs = nn.functional.one_hot(nearest, num_anchors).T.to(hidden.dtype)  # [anchors, members]
-    sizes = belongs.sum(dim=-1, keepdim=True).clamp(min=1)
-    return hidden[anchors] + belongs @ hidden[members] / sizes
+    def keep(idx: int) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[idx] = output.detach()
+
+        return modules[idx].register_forward_hook(hook)
+
+    handles = [keep(idx) for idx in range(len(modules))]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()

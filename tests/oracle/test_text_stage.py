@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from duet_training.text_stage import kept_rows, resolve_guiding_rows, visual_pools
+from tests.oracle.text_stage import kept_rows, resolve_guiding_rows, visual_pools
 
 # Prompt rows: text 0, pool 1-4, text 5, pool 6-7, text 8-9.
 POOLS = [(1, 5), (6, 8)]

