@@ -22,13 +22,14 @@ DEMO_NOTICE = "This is the demo model with random weights: its answers are noise
 DEMO_MARK = "duet_demo"  # in config.json: by it a server knows, in every process, what it serves
 
 _VERSION = 1  # raise it with every change of what is written below
-_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-VOCAB_SIZE = 256 + len(_SPECIAL_TOKENS)  # one token a byte
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # one token a byte
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'].upper() }}: "
     "{% if m['content'] is string %}{{ m['content'] }}"
     "{% else %}{% for c in m['content'] %}{% if c['type'] in ('image', 'image_url') %}<image>\n"
-    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %} {% endfor %}"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
@@ -118,12 +119,20 @@ def write_llava(
 
 
 def write_llava_without_weights(
-    directory: Path, vision: Sizes, text: Sizes, *, config: Mapping[str, Any] | None = None
+    directory: Path,
+    vision: Sizes,
+    text: Sizes,
+    *,
+    config: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
-    """The same but for the weights, which vLLM makes up with ``--load-format dummy``; any number of tokens will do."""
+    """The same but for the weights, which vLLM makes up with ``--load-format dummy``; any number of tokens will do.
+
+    ``tokenizer`` starts with ``SPECIAL_TOKENS``; by default it is the one of bytes.
+    """
     for name, content in _json_files(vision, text, config or {}).items():
         (directory / name).write_text(json.dumps(content, indent=1))
-    (directory / "tokenizer.json").write_text(_tokenizer().to_str())
+    (directory / "tokenizer.json").write_text((tokenizer or _tokenizer()).to_str())
     (directory / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     directory.chmod(0o755)
     return directory
@@ -131,13 +140,13 @@ def write_llava_without_weights(
 
 def _json_files(vision: Sizes, text: Sizes, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     image_size = vision["image_size"]
-    special = {token: token for token in _SPECIAL_TOKENS}
+    special = {token: token for token in SPECIAL_TOKENS}
     return {
         "config.json": {
             "architectures": ["LlavaForConditionalGeneration"],
             "model_type": "llava",
             **config,
-            "image_token_index": _SPECIAL_TOKENS.index("<image>"),
+            "image_token_index": SPECIAL_TOKENS.index("<image>"),
             "projector_hidden_act": "gelu",
             "vision_feature_layer": -2,
             "vision_feature_select_strategy": "default",
@@ -188,9 +197,9 @@ def _json_files(vision: Sizes, text: Sizes, config: Mapping[str, Any]) -> dict[s
 def _tokenizer() -> Tokenizer:
     """One token a byte, behind the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: token_id for token_id, token in enumerate([*_SPECIAL_TOKENS, *alphabet])}
+    vocab = {token: token_id for token_id, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
-    tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     bos = ("<s>", vocab["<s>"])
@@ -222,7 +231,7 @@ def _weights(generator: torch.Generator, tokenizer: Tokenizer, vision: Sizes, te
 def _printable_bias(tokenizer: Tokenizer, sizes: Sizes) -> torch.Tensor:
     """One score a token: letters above punctuation above digits, what prints as nothing never, the end now and then."""
     bias = torch.full((sizes["vocab_size"],), -60.0)
-    for token_id in range(len(_SPECIAL_TOKENS), sizes["vocab_size"]):
+    for token_id in range(len(SPECIAL_TOKENS), sizes["vocab_size"]):
         text = tokenizer.decode([token_id])
         if text in " etaoinshr":
             bias[token_id] = 6.0

@@ -1,0 +1,95 @@
+"""The demo model's data: scenes drawn from a seed, and written in LLaVA's layout, a JSON of conversations and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from duet_training.demo.drawing import draw_scene
+from duet_training.demo.questions import QUESTION_TYPES, Question, ask, ask_several
+from duet_training.demo.scene import Scene, make_scene
+
+# A seed for each set, so that no picture of one is in another.
+TOWER_SET, TRAINING_SET, HELD_OUT_SET = 1, 2, 3
+_CHUNK = 256
+_TRIES = 200
+
+
+def picture(seed: int, data_set: int, idx: int) -> tuple[Scene, Image.Image, np.random.Generator]:
+    """The scene and picture number ``idx`` of a set, and what is left of its randomness."""
+    rng = np.random.default_rng([seed, data_set, idx])
+    scene = make_scene(rng)
+    return scene, draw_scene(scene, rng), rng
+
+
+def write_training_set(folder: Path, num_pictures: int, questions_per_picture: int, seed: int) -> Path:
+    """Write ``conversations.json`` and ``images/``, each picture with all of its questions; the JSON's path.
+
+    Source: the layout of https://github.com/haotian-liu/LLaVA, ``docs/Finetune_Custom_Data.md``.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    write = partial(_write_conversations, folder / "images", questions_per_picture, seed)
+    return _write_json(folder / "conversations.json", _in_processes(write, num_pictures))
+
+
+def write_held_out_set(folder: Path, num_per_type: int, seed: int) -> Path:
+    """Write ``questions.json`` and ``images/``: as many questions of every type, each on a picture of its own.
+
+    A row holds ``id``, ``image``, ``type``, ``question`` and ``answer``.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    write = partial(_write_question, folder / "images", num_per_type, seed)
+    return _write_json(folder / "questions.json", map(write, range(num_per_type * len(QUESTION_TYPES))))
+
+
+def _write_json(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(list(rows), indent=0))
+    return path
+
+
+def _in_processes(write: partial, num: int) -> Iterable[dict[str, Any]]:
+    chunks = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
+    with ProcessPoolExecutor() as pool:
+        yield from chain.from_iterable(pool.map(write, chunks))
+
+
+def _write_conversations(images: Path, questions_per_picture: int, seed: int, chunk: range) -> list[dict[str, Any]]:
+    rows = []
+    for idx in chunk:
+        scene, drawn, rng = picture(seed, TRAINING_SET, idx)
+        name = f"{idx:06d}.jpg"
+        drawn.save(images / name, quality=92)
+        turns = _conversation(ask_several(scene, questions_per_picture, rng))
+        rows.append({"id": f"{idx:06d}", "image": f"images/{name}", "conversations": turns})
+    return rows
+
+
+def _conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
+    turns: list[dict[str, str]] = []
+    for question in questions:
+        mark = "" if turns else "<image>\n"
+        turns += [{"from": "human", "value": mark + question.text}, {"from": "gpt", "value": question.answer}]
+    return turns
+
+
+def _write_question(images: Path, num_per_type: int, seed: int, idx: int) -> dict[str, Any]:
+    question_type = QUESTION_TYPES[idx // num_per_type]
+    for attempt in range(_TRIES):
+        scene, drawn, rng = picture(seed, HELD_OUT_SET, idx * _TRIES + attempt)
+        question = ask(scene, question_type, rng)
+        if question:
+            break
+    else:
+        raise AssertionError(f"no scene for a question of type {question_type}")
+    name = f"{idx:05d}.jpg"
+    drawn.save(images / name, quality=92)
+    row = {"id": f"{idx:05d}", "image": f"images/{name}", "type": question_type}
+    return {**row, "question": question.text, "answer": question.answer}

@@ -1,0 +1,100 @@
+"""The demo model before training: a small LLaVA with a CLIP tower, and a tokenizer that knows the demo's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, LlavaForConditionalGeneration
+
+from duet_server.demo import DEMO_MARK, SPECIAL_TOKENS, write_llava_without_weights
+from duet_training.demo.data import TRAINING_SET, picture
+from duet_training.demo.questions import ask_several
+from duet_training.demo.scene import CANVAS
+
+VOCAB_SIZE = 512
+VISION: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 160,
+    "intermediate_size": 480,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 5,
+    "image_size": CANVAS,
+    "patch_size": 14,
+    "projection_dim": 160,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+}
+TEXT: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+    "torch_dtype": "float32",
+    "tie_word_embeddings": False,
+}
+# From the names that transformers gives its modules to those of the published LLaVA checkpoints, which servers load.
+PUBLISHED_NAMES = (
+    (r"^model\.vision_tower\.", "vision_tower.vision_model."),
+    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
+_NUM_TEXTS = 2_000
+
+
+def write_untrained(directory: Path, seed: int) -> Path:
+    """Write the demo model with random weights and its tokenizer; returns ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(_texts(seed))
+    write_llava_without_weights(directory, VISION, TEXT, config={DEMO_MARK: True}, tokenizer=tokenizer)
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(directory))
+    weights = {_published_name(name): weight for name, weight in model.state_dict().items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """Byte pairs, so that any text can be said, with the words of ``texts`` as tokens of their own."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    bos = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[bos])
+    assert tokenizer.get_vocab_size() <= VOCAB_SIZE, f"{tokenizer.get_vocab_size()=}"
+    return tokenizer
+
+
+def _texts(seed: int) -> Iterable[str]:
+    for idx in range(_NUM_TEXTS):
+        scene, _, rng = picture(seed, TRAINING_SET, idx)
+        for question in ask_several(scene, 8, rng):
+            yield f"USER: {question.text} ASSISTANT: {question.answer}"
+
+
+def _published_name(name: str) -> str:
+    for pattern, replacement in PUBLISHED_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
