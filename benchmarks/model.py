@@ -8,8 +8,7 @@ from pathlib import Path
 from transformers import LlavaConfig
 
 from duet_server import demo
-from duet_server.api.model_shape import llava_shape
-from duet_server.plan import ModelShape, default_boundaries
+from duet_server.plan import ModelShape, default_boundaries, llava_shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from duet_server.plan.cost import kv_bytes, kv_token_layers, layer_average, prefill_flops
 from duet_server.plan.errors import SettingsError
 from duet_server.plan.layout import TEXT_CHOICES, PromptLayout, Span, check_ends_on_text, guiding_rows, make_layout
+from duet_server.plan.llava import llava_shape
 from duet_server.plan.presets import default_keep, duet_keep, presets
 from duet_server.plan.resolve import DEFAULT_MAX_REDUCTION, resolve_settings
 from duet_server.plan.segments import RequestPlan, SegmentPlan, make_plan, num_kept, text_rows
@@ -32,6 +33,7 @@ __all__ = [
     "kv_bytes",
     "kv_token_layers",
     "layer_average",
+    "llava_shape",
     "make_layout",
     "make_plan",
     "num_kept",
