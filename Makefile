@@ -65,6 +65,11 @@ bench-gpu: install ## Measure kernels and serving on a CUDA device (with DEVICE=
 	@if $(HAS_GPU); then $(BIN)/python -m benchmarks.kernels && $(BIN)/python -m benchmarks.serving --gpu $(ARGS); \
 	else echo $(NO_GPU); fi
 
+.PHONY: demo-model
+demo-model: install ## Build the demo model again, in build/demo (an hour or two on two cores); ARGS are the builder's
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=1000000000 \
+	$(BIN)/python -m duet_training.demo build/demo $(ARGS)
+
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

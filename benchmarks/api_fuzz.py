@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import outcome
 from benchmarks.api_fuzz_hooks import MODEL_NAME, RECORD
-from benchmarks.demo_server import ServerProcesses, demo_server
+from benchmarks.small_server import ServerProcesses, small_server
 
 NAME = "api_fuzz"
 FLAGS = ("--override-generation-config", '{"max_new_tokens": 8}')
@@ -109,7 +109,7 @@ def is_healthy(url: str) -> bool:
 
 
 def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str]]:
-    with demo_server(log, *FLAGS, **FEW_ANSWERS) as url:
+    with small_server(log, *FLAGS, **FEW_ANSWERS) as url:
         processes = ServerProcesses.of(url)
         assert is_healthy(url)
         limit_s = int(60 * args.minutes)

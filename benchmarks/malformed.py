@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 
 from benchmarks import outcome
-from benchmarks.demo_server import ServerProcesses, demo_server
 from benchmarks.malformed_fields import BODIES, PRESETS, VALUES
 from benchmarks.malformed_parts import KINDS
 from benchmarks.pictures import data_url, picture
+from benchmarks.small_server import ServerProcesses, small_server
 
 NAME = "malformed"
 ROUTES = ("/v1/chat/completions",) * 4 + ("/v1/compression/plan",)
@@ -135,7 +135,7 @@ def render(counts: dict[str, Counter[str]]) -> str:
 
 
 def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str]]:
-    with demo_server(log) as url:
+    with small_server(log) as url:
         return asyncio.run(_check(args, url))
 
 

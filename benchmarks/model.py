@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import LlavaConfig
 
-from duet_server import demo
+from duet_server import random_llava
 from duet_server.plan import ModelShape, default_boundaries, llava_shape
 
 
@@ -15,8 +15,8 @@ from duet_server.plan import ModelShape, default_boundaries, llava_shape
 class BenchmarkModel:
     """A LLaVA of these sizes, whose weights vLLM makes up."""
 
-    vision: demo.Sizes
-    text: demo.Sizes
+    vision: random_llava.Sizes
+    text: random_llava.Sizes
     dtype: str
 
     @property
@@ -26,13 +26,13 @@ class BenchmarkModel:
 
     def write_checkpoint(self, directory: Path) -> Path:
         """Write everything but weights into an existing directory; returns it."""
-        return demo.write_llava_without_weights(directory, self.vision, self.text)
+        return random_llava.write_llava_without_weights(directory, self.vision, self.text)
 
 
 # 1/80 of the larger one's FLOPs. The tower takes 4.6 % of the prefill's, next to 4.2 % there with as many text tokens.
 SMALL = BenchmarkModel(
     vision={
-        **demo.VISION,
+        **random_llava.VISION,
         "hidden_size": 256,
         "intermediate_size": 1024,
         "num_hidden_layers": 5,  # of which LLaVA runs all but the last
@@ -41,7 +41,7 @@ SMALL = BenchmarkModel(
     },
     # 78M parameters.
     text={
-        **demo.TEXT,
+        **random_llava.TEXT,
         "hidden_size": 768,
         "intermediate_size": 1792,
         "num_hidden_layers": 12,
@@ -52,7 +52,7 @@ SMALL = BenchmarkModel(
 )
 LLAVA_7B = BenchmarkModel(
     vision={
-        **demo.VISION,
+        **random_llava.VISION,
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 24,
@@ -60,7 +60,7 @@ LLAVA_7B = BenchmarkModel(
         "projection_dim": 768,
     },
     text={
-        **demo.TEXT,
+        **random_llava.TEXT,
         "hidden_size": 4096,
         "intermediate_size": 11008,
         "num_hidden_layers": 32,

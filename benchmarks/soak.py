@@ -28,7 +28,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks import outcome
-from benchmarks.demo_server import ServerProcesses, demo_server
+from benchmarks.small_server import ServerProcesses, small_server
 from benchmarks.soak_requests import MANNERS, Manner, SoakRequest, ask_alone, make_bodies, streamed_answer, whole_answer
 
 NAME = "soak"
@@ -160,7 +160,7 @@ def relative_slope(samples: Sequence[tuple[float, int]]) -> float:
 
 
 def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str]]:
-    with demo_server(log, *args.server_args) as url:
+    with small_server(log, *args.server_args) as url:
         sizes = {"clients": args.clients, "minutes": args.minutes, "num_requests": args.requests, "seed": args.seed}
         figures, failures = asyncio.run(soak(url, **sizes))
     memory, slope = figures["memory_bytes"], figures["slope_of_the_last_half"]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.model import MODELS, BenchmarkModel
-from duet_server import demo
+from duet_server import random_llava
 from duet_server.engine.timer import Timer
 from duet_server.plan import CompressionSettings, kv_bytes, presets
 
@@ -149,7 +149,7 @@ def _prefill(
 def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generator) -> dict[str, Any]:
     from PIL import Image
 
-    size = demo.VISION["image_size"]
+    size = random_llava.VISION["image_size"]
     text = [int(token) for token in rng.integers(40, 200, num_text)]
     prompt: dict[str, Any] = {
         "prompt_token_ids": [*text[:8], IMAGE_TOKEN_ID, *text[8:]],

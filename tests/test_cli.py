@@ -7,18 +7,16 @@ import sys
 import pytest
 
 from duet_server.cli import CPU_KV_CACHE_BYTES, parse_serve_args, plugins_to_load, with_model
-from duet_server.demo import DEMO_NAME
+from duet_server.demo import DEMO_CHECKPOINT, DEMO_NAME
 
 
 @pytest.fixture(autouse=True)
-def home(monkeypatch, tmp_path):
-    """No DUET variables, and a cache of its own."""
+def no_settings(monkeypatch):
+    """No DUET variables."""
     for name in list(os.environ):
         if name.startswith("DUET_"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path
 
 
 def run(*words):
@@ -86,9 +84,9 @@ def test_the_demo_model_fills_in(words, expected):
     assert with_model(words) == expected
 
 
-def test_without_a_model_the_demo_is_served(home):
+def test_without_a_model_the_demo_is_served():
     args = parse_serve_args(["serve"])
-    assert args.model_tag == str(home / "duet-server" / "duet-demo-random-v1")
+    assert args.model_tag == str(DEMO_CHECKPOINT)
     assert args.served_model_name == [DEMO_NAME]
     assert args.duet_default == "off"
     assert args.duet_max_reduction == 0.97

@@ -178,17 +178,17 @@ class _Flatten(argparse.Action):
 
 def _pick_model(args: Namespace, *, named: bool, on_cpu: bool) -> None:
     """Serve the demo model where neither the command line nor a ``--config`` file names another."""
-    from duet_server.demo import DEMO_NAME, demo_checkpoint
+    from duet_server.demo import DEMO_CHECKPOINT, DEMO_NAME
 
     default_model = _vllm_default("model")
     if not named and args.model != default_model:
         args.model_tag = None  # the file's model, which vLLM would pass over for the one that we have filled in
     elif args.model_tag == DEMO_NAME:
-        args.model_tag = str(demo_checkpoint())
+        args.model_tag = str(DEMO_CHECKPOINT)
         args.served_model_name = args.served_model_name or [DEMO_NAME]
         args.enforce_eager = True  # compiling takes longer than the model ever runs
         if on_cpu and args.dtype == "auto":
-            args.dtype = "float32"  # as its weights are
+            args.dtype = "float32"  # its few layers gain nothing from less
 
 
 def _set_cpu_defaults(args: Namespace) -> None:

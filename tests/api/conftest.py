@@ -5,19 +5,20 @@ import asyncio
 import pytest
 from starlette.testclient import TestClient
 
-from duet_server.demo import demo_checkpoint
+from duet_server.demo import DEMO_MARK
+from duet_server.random_llava import TEXT, VISION, write_llava
 from tests.api.stand_in import QUESTION, StandInServer, stand_in_server
 
 
 @pytest.fixture(scope="session")
-def demo_path(tmp_path_factory):
-    return demo_checkpoint(tmp_path_factory.mktemp("demo"))
+def checkpoint(tmp_path_factory):
+    return write_llava(tmp_path_factory.mktemp("random"), VISION, TEXT, config={DEMO_MARK: True})
 
 
 @pytest.fixture(scope="session")
-def server(demo_path) -> StandInServer:
-    """The demo model (576 patches, 8 layers, boundaries 4 and 6) over a stand-in engine."""
-    return asyncio.run(stand_in_server(demo_path, "--served-model-name", "demo", "--max-num-batched-tokens", "2048"))
+def server(checkpoint) -> StandInServer:
+    """A random model (576 patches, 8 layers, boundaries 4 and 6) over a stand-in engine."""
+    return asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", "--max-num-batched-tokens", "2048"))
 
 
 @pytest.fixture

@@ -64,8 +64,8 @@ def test_openapi_does_not_list_it(client):
 
 
 @pytest.fixture(scope="module")
-def other_client(demo_path):
-    return TestClient(asyncio.run(stand_in_server(demo_path, "--duet-playground", "off")).app)
+def other_client(checkpoint):
+    return TestClient(asyncio.run(stand_in_server(checkpoint, "--duet-playground", "off")).app)
 
 
 @pytest.mark.parametrize("path", ["/", "/playground/app.js"])

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from duet_server.api.schema import Compression, CompressionInfo, CompressionPlan
+from duet_server.demo import DEMO_NOTICE
 from duet_server.plan import SettingsError, kv_bytes, prefill_flops
 from duet_server.plan.resolve import KEYS
 from tests.api.stand_in import image_part, stand_in_server, user
@@ -34,7 +35,7 @@ def test_info_lists_what_the_model_can_serve(client):
 
 
 def test_info_says_that_the_demo_model_is_noise(client):
-    assert "noise" in client.get("/v1/compression").json()["notice"]
+    assert client.get("/v1/compression").json()["notice"] == DEMO_NOTICE
 
 
 def test_every_listed_preset_is_served(client, chat):
@@ -123,10 +124,10 @@ def test_the_documented_field_has_the_keys_that_are_understood():
 
 
 @pytest.fixture(scope="module")
-def other_server(demo_path):
+def other_server(checkpoint):
     """Another default, another limit, a boundary of its own."""
     flags = ("--duet-default", '{"reduction": 0.5}', "--duet-max-reduction", "0.7", "--duet-boundaries", "2")
-    return asyncio.run(stand_in_server(demo_path, "--served-model-name", "other", *flags))
+    return asyncio.run(stand_in_server(checkpoint, "--served-model-name", "other", *flags))
 
 
 def test_flags_set_default_limit_and_boundaries(other_server):
@@ -147,6 +148,6 @@ def test_flags_set_default_limit_and_boundaries(other_server):
     assert "to 0.7" in response.json()["error"]["message"]
 
 
-def test_a_default_that_cannot_be_served_stops_the_start(demo_path):
+def test_a_default_that_cannot_be_served_stops_the_start(checkpoint):
     with pytest.raises(SettingsError, match=r"^--duet-default is 'pyramiddrop', expected one of off, "):
-        asyncio.run(stand_in_server(demo_path, "--duet-default", "pyramiddrop"))
+        asyncio.run(stand_in_server(checkpoint, "--duet-default", "pyramiddrop"))

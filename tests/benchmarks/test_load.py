@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from benchmarks.load import Load, _busy_cores, make_requests, most_overlapping
-from duet_server.demo import demo_checkpoint
+from benchmarks.small_server import write_random
 
 PICTURES = Load("pictures", num_text=64, num_output=8)
 TEXT = Load("text", num_text=128, num_output=8, has_picture=False)
@@ -16,7 +16,7 @@ TEXT = Load("text", num_text=128, num_output=8, has_picture=False)
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(demo_checkpoint(tmp_path_factory.mktemp("cache")))
+    return AutoTokenizer.from_pretrained(write_random(tmp_path_factory.mktemp("random")))
 
 
 def picture(request):

@@ -1,4 +1,4 @@
-"""The dashboard's structure; tests/serving/demo/test_dashboard.py asks a live server for what it shows."""
+"""The dashboard's structure; tests/serving/shared/test_dashboard.py asks a live server for what it shows."""
 
 from __future__ import annotations
 

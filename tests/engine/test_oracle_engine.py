@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.oracle.modeling import DuetLlava
 from tests.engine.in_process import IMAGE_TOKEN_ID, Ask, in_process_engine, noise_picture, text_ids
 from tests.golden_cases import NUM_PATCHES, checkpoint_path
+from tests.oracle.modeling import DuetLlava
 
 BOUNDARIES = (2, 4, 7)  # not the default ones: segments of 2, 2, 3 and 1 layers
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])

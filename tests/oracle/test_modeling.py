@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from tests.oracle.modeling import DuetLlava, DuetSettings
 from tests.golden_cases import (
     IMAGE_TOKEN_ID,
     MODEL_NAMES,
@@ -19,6 +18,7 @@ from tests.golden_cases import (
     checkpoint_path,
     golden_cases,
 )
+from tests.oracle.modeling import DuetLlava, DuetSettings
 
 BOS, NEWLINE = 1, 203
 TOLERANCE = 1e-4

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.oracle.modeling import DuetLlava
 from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_cases
+from tests.oracle.modeling import DuetLlava
 from tests.serving.running_server import RunningServer, chat, duet_server, picture_and_text, token_ids
 
 TEXT = "What is the capital of France?"

@@ -71,7 +71,7 @@ def test_golden_cases(case: GoldenCase):
 
 
 def batch(model: str, num_entering: int) -> dict[str, Tensor]:
-    """One picture and a long text; two pictures apart; text alone: padded, with labels on what follows the questions."""
+    """One picture and a long text; two pictures apart; text alone. Padded, the last three tokens are to be learnt."""
     generator = torch.Generator().manual_seed(7)
     image = [IMAGE_TOKEN_ID] * num_entering
     prompts = [[1, *image, *range(40, 52)], [1, 30, *image, 31, 32, *image, 33, 34, 35, 36], [1, 20, 21, 22, 23]]

@@ -18,7 +18,7 @@ from duet_server.plan import RequestPlan, SegmentPlan, make_layout, make_plan, t
 class BoundaryRows:
     """What one boundary does to a batch ``[B, T]``; rows count over the whole batch, sample after sample.
 
-    Sample ``b``'s row ``i`` is ``b * T + i`` before the boundary and ``b * T' + i`` behind it, where T' is ``num_rows``.
+    Sample ``b``'s row ``i`` is ``b * T + i`` before the boundary and ``b * T' + i`` behind it; T' is ``num_rows``.
     """
 
     num_rows: int
@@ -102,14 +102,19 @@ def _boundary(
     def move(values: np.ndarray) -> Tensor:
         return to_device(np.ascontiguousarray(values), device, torch.int64)
 
+    pool_start, pool_length, pool_sample, num_keep, target = (move(column) for column in columns)
     return BoundaryRows(
-        num_after,
-        move(rows.ravel()),
-        move(is_padding).bool(),
-        move(positions + first_rows),
-        move(np.cumsum([0, *num_guides])),
-        move(positions),
-        *(move(column) for column in columns),
+        num_rows=num_after,
+        rows=move(rows.ravel()),
+        is_padding=move(is_padding).bool(),
+        guiding=move(positions + first_rows),
+        cu_queries=move(np.cumsum([0, *num_guides])),
+        query_positions=move(positions),
+        pool_start=pool_start,
+        pool_length=pool_length,
+        pool_sample=pool_sample,
+        num_keep=num_keep,
+        target=target,
         max_queries=max(num_guides),
         max_pool=int(columns[1].max()),
         keeps_any=bool(columns[3].any()),

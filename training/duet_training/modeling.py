@@ -19,10 +19,10 @@ from transformers.utils import ModelOutput
 
 from duet_server.plan import CompressionSettings, check_boundaries, default_boundaries
 from duet_training.batch_plan import BoundaryRows, plan_boundaries
+from duet_training.conversations import IGNORED
 from duet_training.text_stage import DuetDecoderLayer, first_positions
 from duet_training.vision_stage import compress, encode
 
-IGNORED = -100
 NO_ROW = -1
 
 
@@ -144,8 +144,9 @@ class DuetLlava(LlavaForConditionalGeneration):
         """
         self._check(compression)
         decoder, lengths = self.model.language_model, is_real.sum(dim=1)
-        host = (tensor.cpu().numpy() for tensor in (is_visual, guiding, lengths))
-        boundaries = [None, *plan_boundaries(*host, compression.keep, hidden.device)]
+        visual_rows, guiding_rows, num_rows = (tensor.cpu().numpy() for tensor in (is_visual, guiding, lengths))
+        planned = plan_boundaries(visual_rows, guiding_rows, num_rows, compression.keep, hidden.device)
+        boundaries = [None, *planned]
         places = torch.arange(hidden.shape[1], device=hidden.device)
         rotary = decoder.rotary_emb(hidden, places[None])
         held = [places.expand(len(hidden), -1).masked_fill(places >= lengths[:, None], NO_ROW)]

@@ -38,9 +38,10 @@ def first_positions(rotary: Rotary, num_rows: int) -> Rotary:
     return cos[:, :num_rows], sin[:, :num_rows]
 
 
+@torch.compiler.disable  # selections are few and of every shape
 @torch.no_grad()
 def surviving_rows(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, boundary: BoundaryRows) -> Tensor:
-    """For every row behind the boundary ``[B * T']`` the row of ``hidden [B, T, dim]``, flattened, that goes on there."""
+    """For every row behind the boundary, ``[B * T']``, the row of ``hidden [B, T, dim]`` that goes on there."""
     rows = boundary.rows.clone()  # checkpointing comes here twice
     if boundary.keeps_any:
         score = _score(layer, hidden, rotary, boundary)

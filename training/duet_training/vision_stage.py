@@ -46,7 +46,7 @@ def encode(tower: nn.Module, pixel_values: Tensor, feature_layer: int) -> Encode
 
 
 def compress(images: EncodedImages, settings: CompressionSettings) -> tuple[Tensor, Tensor | None]:
-    """The visual tokens before the projector ``[images * entering, Dv]``, and every image's patches by descending score.
+    """The visual tokens before the projector ``[images * entering, Dv]``, and each image's patches by descending score.
 
     With stage 1 off these are all patches without CLS, and None.
     """

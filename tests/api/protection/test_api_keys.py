@@ -14,13 +14,13 @@ KEY = {"Authorization": "Bearer secret-1"}
 OPEN = {"/health", "/health/live", "/health/ready", "/ping", "/"}
 
 
-def keyed_server(demo_path, *flags):
-    return asyncio.run(stand_in_server(demo_path, "--served-model-name", "demo", "--api-key", "secret-1", *flags))
+def keyed_server(checkpoint, *flags):
+    return asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", "--api-key", "secret-1", *flags))
 
 
 @pytest.fixture(scope="module")
-def app(demo_path):
-    return keyed_server(demo_path).app
+def app(checkpoint):
+    return keyed_server(checkpoint).app
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def test_spellings_that_are_not_open(method, path, app):
     assert sent[0]["status"] == 401
 
 
-def test_behind_a_proxys_path(demo_path):
+def test_behind_a_proxys_path(checkpoint):
     client = TestClient(
-        keyed_server(demo_path, "--root-path", "/llm").app, root_path="/llm", raise_server_exceptions=False
+        keyed_server(checkpoint, "--root-path", "/llm").app, root_path="/llm", raise_server_exceptions=False
     )
     assert client.get("/llm/health").status_code != 401
     assert client.get("/llm/metrics").status_code == 401
@@ -106,8 +106,8 @@ def test_browsers_may_ask_whether_they_may_send_it(keyless):
     assert keyless.options("/v1/models", headers=headers).status_code != 401
 
 
-def test_switched_off_vllms_own_guard_remains(demo_path):
-    client = TestClient(keyed_server(demo_path, "--duet-guard-all-routes", "off").app)
+def test_switched_off_vllms_own_guard_remains(checkpoint):
+    client = TestClient(keyed_server(checkpoint, "--duet-guard-all-routes", "off").app)
     assert client.get("/version").status_code == 200
     assert client.get("/v1/models").status_code == 401
 

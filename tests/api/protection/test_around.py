@@ -8,8 +8,8 @@ from starlette.testclient import TestClient
 from tests.api.stand_in import image_part, stand_in_server, user
 
 
-def client_of(demo_path, *flags):
-    server = asyncio.run(stand_in_server(demo_path, "--served-model-name", "demo", *flags))
+def client_of(checkpoint, *flags):
+    server = asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", *flags))
     return TestClient(server.app, raise_server_exceptions=False)
 
 
@@ -28,22 +28,22 @@ def with_images(client, num_images, path="/v1/chat/completions", **fields):
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/tokenize"])
-def test_pictures_of_a_prompt_are_capped(path, demo_path):
-    client = client_of(demo_path, "--duet-max-images", "2")
+def test_pictures_of_a_prompt_are_capped(path, checkpoint):
+    client = client_of(checkpoint, "--duet-max-images", "2")
     assert with_images(client, 2, path).status_code == 200
     answer = with_images(client, 3, path)
     assert answer.status_code == 400
     assert "At most 2 image(s) may be provided in one prompt." in answer.json()["error"]["message"]
 
 
-def test_vllms_own_limit_goes_before_it(demo_path):
-    client = client_of(demo_path, "--duet-max-images", "2", "--limit-mm-per-prompt", '{"image": 3}')
+def test_vllms_own_limit_goes_before_it(checkpoint):
+    client = client_of(checkpoint, "--duet-max-images", "2", "--limit-mm-per-prompt", '{"image": 3}')
     assert with_images(client, 3).status_code == 200
     assert with_images(client, 4).status_code == 400
 
 
-def test_without_a_cap(demo_path):
-    client = client_of(demo_path, "--duet-max-images", "off")
+def test_without_a_cap(checkpoint):
+    client = client_of(checkpoint, "--duet-max-images", "off")
     assert with_images(client, 17, compression={"visual_tokens": 32}).status_code == 200
 
 

@@ -13,8 +13,8 @@ LIMIT = 1000
 
 
 @pytest.fixture(scope="module")
-def small(demo_path):
-    server = asyncio.run(stand_in_server(demo_path, "--served-model-name", "demo", "--duet-max-body", str(LIMIT)))
+def small(checkpoint):
+    server = asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", "--duet-max-body", str(LIMIT)))
     return TestClient(server.app, raise_server_exceptions=False)
 
 
@@ -73,7 +73,7 @@ def test_it_is_counted(small):
     assert float(small.get("/metrics").text.split(series)[1].split()[0]) == before + 1
 
 
-def test_switched_off(demo_path):
-    server = asyncio.run(stand_in_server(demo_path, "--served-model-name", "demo", "--duet-max-body", "off"))
+def test_switched_off(checkpoint):
+    server = asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", "--duet-max-body", "off"))
     body = padded(65 << 20)
     assert TestClient(server.app).post("/v1/completions", content=body, headers=HEADERS).status_code == 200

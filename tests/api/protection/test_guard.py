@@ -41,10 +41,10 @@ ROUTES = {
 
 
 @pytest.fixture(scope="module")
-def everything(demo_path):
+def everything(checkpoint):
     """A server with every route that vLLM has for a model that generates."""
     flags = ("--served-model-name", "demo", "--enable-scale-out", "--max-num-batched-tokens", "2048")
-    return asyncio.run(stand_in_server(demo_path, *flags, "--trust-request-mm-kwargs"))
+    return asyncio.run(stand_in_server(checkpoint, *flags, "--trust-request-mm-kwargs"))
 
 
 @pytest.fixture

@@ -114,8 +114,8 @@ def test_other_shapes_are_kept():
     assert answer["error"]["message"].startswith("The server failed on this request")
 
 
-def failing_client(demo_path, *flags):
-    server = asyncio.run(stand_in_server(demo_path, "--served-model-name", "demo", *flags))
+def failing_client(checkpoint, *flags):
+    server = asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", *flags))
 
     @server.app.get("/fails/{kind}")
     async def fails(kind: str):
@@ -125,11 +125,11 @@ def failing_client(demo_path, *flags):
 
 
 @pytest.mark.parametrize("kind", ["http", "own"])
-def test_an_exception_of_the_servers_own_stays_inside(kind, demo_path):
-    answer = failing_client(demo_path).get(f"/fails/{kind}", headers={"X-Request-Id": "abc"})
+def test_an_exception_of_the_servers_own_stays_inside(kind, checkpoint):
+    answer = failing_client(checkpoint).get(f"/fails/{kind}", headers={"X-Request-Id": "abc"})
     assert answer.status_code == 500
     assert json.loads(answer.text)["error"]["message"].endswith("its log says why under abc.")
 
 
-def test_switched_off_it_shows(demo_path):
-    assert "10.1.2.3" in failing_client(demo_path, "--duet-plain-errors", "off").get("/fails/own").text
+def test_switched_off_it_shows(checkpoint):
+    assert "10.1.2.3" in failing_client(checkpoint, "--duet-plain-errors", "off").get("/fails/own").text

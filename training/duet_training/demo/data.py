@@ -1,4 +1,4 @@
-"""The demo model's data: scenes drawn from a seed, and written in LLaVA's layout, a JSON of conversations and pictures."""
+"""The demo model's data: scenes drawn from a seed, written in LLaVA's layout, a JSON of conversations and pictures."""
 
 from __future__ import annotations
 

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
-from duet_server.demo import DEMO_MARK, SPECIAL_TOKENS, write_llava_without_weights
+from duet_server.demo import DEMO_MARK
+from duet_server.random_llava import SPECIAL_TOKENS, write_llava_without_weights
 from duet_training.demo.data import TRAINING_SET, picture
 from duet_training.demo.questions import ask_several
 from duet_training.demo.scene import CANVAS
@@ -64,9 +66,26 @@ def write_untrained(directory: Path, seed: int) -> Path:
     write_llava_without_weights(directory, VISION, TEXT, config={DEMO_MARK: True}, tokenizer=tokenizer)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(directory))
+    start_by_likeness(model.model.language_model)
     weights = {_published_name(name): weight for name, weight in model.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+@torch.no_grad()
+def start_by_likeness(decoder: nn.Module) -> None:
+    """Let every head start out attending to what is like its query, and handing on what it sees.
+
+    Queries are keys and outputs undo values, so that a word finds the patches that it names in the first step, which a
+    decoder of this size would otherwise take most of its training to discover. All scales are those that keep variance.
+    """
+    for layer in decoder.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for linear in (attention.q_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.o_proj.weight.copy_(attention.v_proj.weight.T / 2)
+        mlp.down_proj.weight.div_(4)  # by the root of twice the layers, whose outputs add up
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:

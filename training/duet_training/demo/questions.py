@@ -159,7 +159,7 @@ def _present_or_any(rng: np.random.Generator, present: Sequence[str], every: Seq
 
 
 def _pick(rng: np.random.Generator, things: Sequence[Thing]) -> Thing | None:
-    return things[rng.integers(len(things))] if things else None
+    return things[int(rng.integers(len(things)))] if things else None
 
 
 def _plural(kind: str) -> str:

@@ -1,7 +1,8 @@
 """Pre-trains the demo's vision tower on the attributes of what is drawn, so that its CLS attends to things.
 
 Each patch of the feature layer tells what covers it; CLS, there and behind the last layer, how many of each kind and
-colour there are.
+colour there are. First by heads of their own; then through projector and word embeddings, so that a patch enters the
+language model close to the words for what covers it, as CLIP brings pictures and words together.
 """
 
 from __future__ import annotations
@@ -15,38 +16,44 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import AutoImageProcessor, LlavaForConditionalGeneration, Trainer, TrainingArguments
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 from duet_training.attention import SDPA_FLOAT32
 from duet_training.demo.data import TOWER_SET, picture
-from duet_training.demo.scene import CANVAS, COLORS, GLYPHS, KINDS, MAX_THINGS, RADII, Scene
+from duet_training.demo.scene import CANVAS, COLORS, GLYPHS, KINDS, MAX_THINGS, PLACES, RADII, Scene
 
 _GLYPHS = tuple("".join(GLYPHS.values()))
 _SIZES = tuple(RADII)
 NOTHING = -100  # no target: a patch of background, or what is no letter or digit
-PATCH_CLASSES = {"kind": len(KINDS) + 1, "color": len(COLORS), "size": len(_SIZES), "glyph": len(_GLYPHS)}
+PATCH_WORDS = {"kind": KINDS, "color": COLORS, "size": _SIZES, "glyph": _GLYPHS, "place": PLACES}
+_SHARPNESS = 10.0  # of the logits of words of length 1
 _NUM_COUNTED = len(KINDS) + len(COLORS) + 1
 _OFFSET_UNIT = 20  # pixels
 
 
 def patch_targets(scene: Scene, patch_size: int) -> dict[str, np.ndarray]:
-    """Per patch ``[N]`` the class of the thing that covers its centre, and ``offset [N, 2]`` to that thing's centre.
+    """Per patch ``[N]`` which of an attribute's words the thing on its centre has; ``offset [N, 2]`` to that thing's.
 
     ``kind`` of the background is the last class; the others are ``NOTHING`` there.
     """
     side = CANVAS // patch_size
     centers = (np.arange(side) + 0.5) * patch_size
     y, x = (axis.ravel() for axis in np.meshgrid(centers, centers, indexing="ij"))
-    targets = {name: np.full(side * side, NOTHING) for name in PATCH_CLASSES}
+    targets = {name: np.full(side * side, NOTHING) for name in PATCH_WORDS}
     targets["kind"][:] = len(KINDS)
     offset = np.full((side * side, 2), np.nan, dtype=np.float32)
     for thing in scene:
         reach = max(thing.radius, 0.75 * patch_size)
         inside = np.maximum(np.abs(x - thing.x), np.abs(y - thing.y)) <= reach
-        targets["kind"][inside] = KINDS.index(thing.kind)
-        targets["color"][inside] = COLORS.index(thing.color)
-        targets["size"][inside] = _SIZES.index(thing.size)
-        targets["glyph"][inside] = _GLYPHS.index(thing.glyph) if thing.glyph else NOTHING
+        for name, words in PATCH_WORDS.items():
+            word = getattr(thing, name)
+            targets[name][inside] = words.index(word) if word else NOTHING
         offset[inside] = np.stack([thing.x - x[inside], thing.y - y[inside]], axis=1) / _OFFSET_UNIT
     return {**targets, "offset": offset}
 
@@ -67,26 +74,56 @@ def normalized(drawn: Image.Image, processor: Any) -> np.ndarray:
 class SceneDataset(Dataset):
     """Scenes drawn as they are asked for: pixels and targets."""
 
-    def __init__(self, num_pictures: int, seed: int, processor: Any, patch_size: int) -> None:
-        self.num_pictures, self.seed = num_pictures, seed
+    def __init__(self, pictures: range, seed: int, processor: Any, patch_size: int) -> None:
+        self.pictures, self.seed = pictures, seed
         self.processor, self.patch_size = processor, patch_size
 
     def __len__(self) -> int:
-        return self.num_pictures
+        return len(self.pictures)
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
-        scene, drawn, _ = picture(self.seed, TOWER_SET, idx)
-        return {"pixel_values": normalized(drawn, self.processor), "counts": count_targets(scene), **patch_targets(scene, self.patch_size)}
+        scene, drawn, _ = picture(self.seed, TOWER_SET, self.pictures[idx])
+        return {
+            "pixel_values": normalized(drawn, self.processor),
+            "counts": count_targets(scene),
+            **patch_targets(scene, self.patch_size),
+        }
+
+
+class LinearHead(nn.Module):
+    """Logits of every attribute's words and of background, by weights of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1 + sum(map(len, PATCH_WORDS.values())))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.linear(patches)
+
+
+class WordHead(nn.Module):
+    """The same logits by how near a patch comes, behind the projector, to the embeddings of the words."""
+
+    def __init__(self, projector: nn.Module, embeddings: nn.Embedding, tokenizer: Any) -> None:
+        super().__init__()
+        self.projector, self.embeddings = projector, embeddings
+        self.background = nn.Parameter(torch.randn(embeddings.embedding_dim))
+        words = [word for group in PATCH_WORDS.values() for word in group]
+        self.token_ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+
+    def forward(self, patches: Tensor) -> Tensor:
+        words = [self.embeddings(torch.tensor(ids)).mean(dim=0) for ids in self.token_ids]
+        return _SHARPNESS * self.projector(patches) @ F.normalize(torch.stack([self.background, *words]), dim=-1).T
 
 
 class AttributeModel(nn.Module):
-    """The tower under heads that are thrown away after training."""
+    """The tower under heads; those for counts and offsets are thrown away after training."""
 
-    def __init__(self, tower: nn.Module, feature_layer: int) -> None:
+    def __init__(self, tower: nn.Module, feature_layer: int, patch_head: nn.Module) -> None:
         super().__init__()
-        self.tower, self.feature_layer = tower, feature_layer
+        self.tower, self.feature_layer, self.patch_head = tower, feature_layer, patch_head
         width = tower.config.hidden_size
-        self.patch_head = nn.Linear(width, sum(PATCH_CLASSES.values()) + 2)
+        self.offset_head = nn.Linear(width, 2)
         self.feature_counts, self.last_counts = (
             nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, _NUM_COUNTED * (MAX_THINGS + 1)))
             for _ in range(2)
@@ -101,10 +138,11 @@ class AttributeModel(nn.Module):
         return {"loss": loss}
 
     def _patch_loss(self, patches: Tensor, offset: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        *logits, offsets = self.patch_head(patches).split([*PATCH_CLASSES.values(), 2], dim=-1)
-        losses = [_cross_entropy(logit, targets[name]) for name, logit in zip(PATCH_CLASSES, logits, strict=True)]
+        background, *logits = self.patch_head(patches).split([1, *map(len, PATCH_WORDS.values())], dim=-1)
+        logits[0] = torch.cat([logits[0], background], dim=-1)  # of kinds, the last one
+        losses = [_cross_entropy(logit, targets[name]) for name, logit in zip(PATCH_WORDS, logits, strict=True)]
         is_thing = ~offset.isnan()
-        distance = F.smooth_l1_loss(offsets.float()[is_thing], offset[is_thing])
+        distance = F.smooth_l1_loss(self.offset_head(patches).float()[is_thing], offset[is_thing])
         return torch.stack([*losses, distance]).sum()
 
 
@@ -112,15 +150,53 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=NOTHING)
 
 
-def pretrain_tower(checkpoint: Path, num_pictures: int, seed: int, **arguments: Any) -> None:
-    """Train the vision tower of a LLaVA checkpoint in place; ``arguments`` are those of TrainingArguments."""
-    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation=SDPA_FLOAT32)
-    tower = model.model.vision_tower
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
-    dataset = SceneDataset(num_pictures, seed, processor, tower.config.patch_size)
-    attribute_model = AttributeModel(tower, model.config.vision_feature_layer)
-    trainer_arguments = TrainingArguments(
-        seed=seed, save_strategy="no", report_to="none", remove_unused_columns=False, **arguments
-    )
-    Trainer(model=attribute_model, args=trainer_arguments, train_dataset=dataset).train()
+def pretrain_tower(checkpoint: Path, num_pictures: int, seed: int, **overrides: Any) -> None:
+    """Train the vision tower of a LLaVA checkpoint in place; ``overrides`` are TrainingArguments'."""
+    model = _load(checkpoint)
+    _train(model, LinearHead(model.config.vision_config.hidden_size), checkpoint, range(num_pictures), seed, overrides)
     model.save_pretrained(checkpoint)
+
+
+def align_words(checkpoint: Path, num_pictures: int, seed: int, **overrides: Any) -> None:
+    """Go on with tower, projector and word embeddings together, on further pictures; the head starts from these."""
+    model = _load(checkpoint)
+    embeddings = model.get_input_embeddings()
+    nn.init.normal_(embeddings.weight, std=embeddings.embedding_dim**-0.5)
+    head = WordHead(model.model.multi_modal_projector, embeddings, AutoTokenizer.from_pretrained(checkpoint))
+    _train(model, head, checkpoint, range(num_pictures, 2 * num_pictures), seed, overrides)
+    model.lm_head.weight.data.copy_(embeddings.weight)
+    model.save_pretrained(checkpoint)
+
+
+def _load(checkpoint: Path) -> LlavaForConditionalGeneration:
+    return LlavaForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation=SDPA_FLOAT32
+    )
+
+
+def _train(
+    model: LlavaForConditionalGeneration, head: nn.Module, checkpoint: Path, pictures: range, seed: int, overrides: Any
+) -> None:
+    tower = model.model.vision_tower
+    dataset = SceneDataset(pictures, seed, AutoImageProcessor.from_pretrained(checkpoint), tower.config.patch_size)
+    torch.manual_seed(seed)
+    attribute_model = AttributeModel(tower, model.config.vision_feature_layer, head)
+    arguments = TrainingArguments(**{**_TRAINING, "output_dir": str(checkpoint), "seed": seed, **overrides})
+    Trainer(model=attribute_model, args=arguments, train_dataset=dataset).train()
+
+
+_TRAINING: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 64,
+    "learning_rate": 1.2e-3,
+    "warmup_steps": 200,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 0.05,
+    "bf16": True,
+    "use_cpu": True,
+    "dataloader_num_workers": 1,
+    "save_strategy": "no",
+    "logging_steps": 50,
+    "report_to": "none",
+    "remove_unused_columns": False,
+}

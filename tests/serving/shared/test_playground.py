@@ -1,4 +1,4 @@
-"""The playground in Debian's Chromium, on the demo model: 24 x 24 patches, boundaries 4 and 6 of 8 layers."""
+"""The playground in Debian's Chromium, on random weights: 24 x 24 patches, boundaries 4 and 6 of 8 layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.golden_cases import golden_cases
-from tests.serving.demo.playground_page import CHAT, PREVIEW, asked, kinds_of_patches
+from tests.serving.shared.playground_page import CHAT, PREVIEW, asked, kinds_of_patches
 
 PICTURE = golden_cases("llava_mha")[0].picture_path
 QUESTION = "What is in this picture?"

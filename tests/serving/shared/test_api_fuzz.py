@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.api_fuzz import fuzz, is_healthy
-from benchmarks.demo_server import ServerProcesses
+from benchmarks.small_server import ServerProcesses
 
 
 def test_no_operation_fails(server):

@@ -1,10 +1,12 @@
-"""What the README shows, on the server that starts when no model is named."""
+"""Chat completions, what their usage says, what is counted, and what is refused."""
 
 from __future__ import annotations
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.small_server import MODEL
+from duet_server.demo import DEMO_NOTICE
 from tests.golden_cases import golden_cases
 from tests.serving.running_server import chat, picture_and_text
 
@@ -44,7 +46,7 @@ def test_openai_client(client, server):
 
 def test_default_from_the_environment(client):
     messages = [{"role": "user", "content": QUESTION}]
-    answer = client.chat.completions.create(model="duet-demo-random", messages=messages, max_tokens=1)
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=1)
     assert answer.usage.model_extra["compression"]["settings"]["preset"] == "light"
 
 
@@ -59,14 +61,14 @@ def test_metrics(server):
     assert gained == [saved["token_layers_uncompressed"] - saved["token_layers"], 1, 1, 1, 1]
     seconds = {f"stage{idx}": metric(server, f"duet_stage{idx}_seconds_sum") for idx in (1, 2)}
     assert all(0 < seconds[stage] < 60 for stage in seconds), seconds
-    assert metric(server, "duet_requests_total", preset="custom", model_name="duet-demo-random") >= 1
+    assert metric(server, "duet_requests_total", preset="custom", model_name=MODEL) >= 1
     assert metric(server, "vllm:request_success_total") > 0
 
 
 def test_routes_say_what_is_served(server):
     about = server.client.get("/v1/compression").json()
     assert about["boundaries"] == [4, 6]
-    assert "noise" in about["notice"]
+    assert about["notice"] == DEMO_NOTICE
     assert about["presets"]["aggressive"]["segments"] == [102, 51, 0]
     plan = server.client.post("/v1/compression/plan", json=chat(QUESTION, compression="aggressive")).json()
     served = server.ask(QUESTION, compression="aggressive")["usage"]["compression"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from benchmarks.demo_server import ServerProcesses
 from benchmarks.malformed import different_faults, healthy_answer, malformed_fields, malformed_pictures, send_all
+from benchmarks.small_server import ServerProcesses
 
 
 def test_each_is_answered_and_the_engine_lives_on(server):

@@ -1,4 +1,4 @@
-"""The demo model's server, as the long checks start it, and the processes it consists of."""
+"""The server of a small LLaVA with random weights, as the long checks start it, and the processes it consists of."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from urllib.parse import urlsplit
 import psutil
 
 from benchmarks.servers import running_process
+from duet_server.demo import DEMO_MARK
+from duet_server.random_llava import TEXT, VISION, write_llava
 
+MODEL = "random-llava"
 FLAGS = ("--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", "134217728")
+FLAGS += ("--enforce-eager", "--dtype", "float32")
 # The processed pictures that the API and the engine keep are bounded, so that what grows beyond them is a leak.
 SMALL_CACHE = ("--mm-processor-cache-gb", "0.03125")
 # Whatever URL a request carries, it leads nowhere else.
@@ -21,12 +25,20 @@ LOOPBACK_ONLY = ("--allowed-media-domains", "127.0.0.1")
 
 
 @contextmanager
-def demo_server(log: Path, *flags: str, **environment: str) -> Iterator[str]:
+def small_server(log: Path, *flags: str, **environment: str) -> Iterator[str]:
     """Start it on a free loopback port; yields its URL."""
-    command = [sys.executable, "-m", "duet_server.cli", "serve", *FLAGS, *SMALL_CACHE, *LOOPBACK_ONLY, *flags]
+    model = str(write_random(log.parent))
+    command = [sys.executable, "-m", "duet_server.cli", "serve", model, *FLAGS, *SMALL_CACHE, *LOOPBACK_ONLY, *flags]
     environment = {"NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
     with running_process(command, log, **environment) as url:
         yield url
+
+
+def write_random(folder: Path) -> Path:
+    """Its checkpoint, in ``folder``: 576 patches, 8 layers, marked as the demo model is."""
+    checkpoint = folder / MODEL
+    checkpoint.mkdir(exist_ok=True)
+    return write_llava(checkpoint, VISION, TEXT, config={DEMO_MARK: True})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.golden_cases import golden_cases
-from tests.serving.demo.test_readme import metric
 from tests.serving.running_server import token_ids
+from tests.serving.shared.test_chat_completions import metric
 
 PICTURE = golden_cases("llava_mha")[1].picture_path
 SETTINGS: list[Any] = [

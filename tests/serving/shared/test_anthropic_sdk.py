@@ -8,6 +8,7 @@ from typing import Any
 import anthropic
 import pytest
 
+from benchmarks.small_server import MODEL
 from tests.golden_cases import golden_cases
 
 PICTURE = base64.b64encode(golden_cases("llava_mha")[0].picture_path.read_bytes()).decode()
@@ -15,7 +16,7 @@ CONTENT = [
     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}},
     {"type": "text", "text": "What color is the circle?"},
 ]
-QUESTION: dict[str, Any] = {"model": "duet-demo-random", "messages": [{"role": "user", "content": CONTENT}]}
+QUESTION: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": CONTENT}]}
 
 
 def greedy(max_tokens: int = 12, **fields: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.demo_server import ServerProcesses
+from benchmarks.small_server import ServerProcesses
 
 # A process with a child, which it kills when told so, and leaves unburied.
 SERVER = """

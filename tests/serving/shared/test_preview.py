@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.golden_cases import golden_cases
-from tests.serving.demo.test_readme import metric
 from tests.serving.running_server import RunningServer, chat, picture_and_text, token_ids
+from tests.serving.shared.test_chat_completions import metric
 
 CASES = golden_cases("llava_mha")
 QUESTION = picture_and_text(CASES[0].picture_path, "What color is the circle?")

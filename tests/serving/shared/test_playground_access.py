@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.serving.demo.playground_page import DESKTOP, PHONE
+from tests.serving.shared.playground_page import DESKTOP, PHONE
 
 # Of every text in sight: its contrast to what is behind it, and its size in pixels.
 LEGIBILITY = """() => {
@@ -63,7 +63,7 @@ def test_the_keyboard_is_enough(playground):
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_it_is_legible(open_page, viewport, scheme):
     playground = open_page(viewport=viewport, color_scheme=scheme)
-    expect(playground.page.get_by_text("its answers are noise")).to_be_visible()
+    expect(playground.page.get_by_text("This is the demo model")).to_be_visible()
     assert playground.page.get_by_label("Compare with a second setting").is_checked() == (viewport == DESKTOP)
     playground.use_sample()
     playground.set_length(999999)

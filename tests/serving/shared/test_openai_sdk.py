@@ -10,10 +10,10 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from benchmarks.small_server import MODEL
 from tests.golden_cases import golden_cases
 from tests.serving.running_server import picture_and_text
 
-MODEL = "duet-demo-random"
 PICTURES = [case.picture_path for case in golden_cases("llava_mha")[:3]]
 QUESTION = {"role": "user", "content": picture_and_text(PICTURES[0], "What color is the circle?")}
 GREEDY = {"model": MODEL, "messages": [QUESTION], "max_tokens": 12, "temperature": 0}

@@ -1,4 +1,4 @@
-"""One server for all tests in this folder: the one that starts when no model is named."""
+"""One server for all tests in this folder: random weights, whose answers are noise of any length that is asked for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import openai
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.serving.demo.playground_page import DESKTOP, Playground
+from benchmarks.small_server import FLAGS as SMALL
+from benchmarks.small_server import MODEL, write_random
 from tests.serving.picture_host import ADDRESS, write_certificate
 from tests.serving.running_server import RunningServer, running_server
+from tests.serving.shared.playground_page import DESKTOP, Playground
 
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 QUIET += ("--disable-component-update", "--disable-sync")
@@ -29,12 +31,9 @@ def certificate(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory, certificate):
-    folder = tmp_path_factory.mktemp("demo")
-    words = ["duet_server.cli", "serve", "--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", "134217728"]
-    words += FLAGS
-    with running_server(
-        folder / "log", words, XDG_CACHE_HOME=str(folder), DUET_DEFAULT="light", SSL_CERT_FILE=str(certificate)
-    ) as server:
+    folder = tmp_path_factory.mktemp("shared")
+    words = ["duet_server.cli", "serve", str(write_random(folder)), "--served-model-name", MODEL, *SMALL, *FLAGS]
+    with running_server(folder / "log", words, DUET_DEFAULT="light", SSL_CERT_FILE=str(certificate)) as server:
         yield server
 
 

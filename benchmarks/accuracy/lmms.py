@@ -1,0 +1,128 @@
+"""TextVQA, GQA, POPE, MME and SQA by lmms-eval, against a running duet-server with LLaVA-1.5-7B.
+
+Each task is run once for every ``compression``; by default those are DUET's own settings for 192, 128 and 64 of 576
+visual tokens and none at all. Needs lmms-eval in this environment, which may be another than the server's, and a
+Hugging Face token for what it downloads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import traceback
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import outcome
+from benchmarks.accuracy import report
+from benchmarks.accuracy.lmms_benchmarks import BENCHMARKS, LMMS_EVAL, kept, task_config
+from benchmarks.accuracy.methods import OFF
+from benchmarks.accuracy.sweep import say
+
+DUET_SETTINGS = (OFF, "light", "balanced", "aggressive")
+
+
+def check(args: argparse.Namespace, log: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """Run the tasks under each setting; one that fails leaves the others' results as they are."""
+    settings: list[dict[str, Any]] = []
+    failures = []
+    tasks = load_tasks(args.tasks)
+    for compression in args.compression:
+        say(f"asking under {compression}")
+        try:
+            settings.append(evaluate(args, tasks, compression, log.parent))
+        except Exception as error:  # whatever a task's own code may raise
+            traceback.print_exception(error)
+            failures.append(f"{compression}: {error!r}")
+    failures += [f"{entry['compression']}: {entry['failed']} requests failed" for entry in settings if entry["failed"]]
+    off = next((entry["scores"] for entry in settings if entry["compression"] == OFF), None)
+    for entry in settings:
+        entry["kept"] = kept(entry["scores"], off) if off else None
+    return {"family": "lmms-eval", "lmms_eval": version("lmms-eval"), "settings": settings}, failures
+
+
+def load_tasks(names: Sequence[str]) -> list[Any]:
+    """lmms-eval's tasks with their data; by itself it would load those with options for its other kind of models."""
+    from lmms_eval.tasks import TaskManager
+
+    manager = TaskManager(model_name="openai")
+    return list(manager.load_task_or_group([task_config(name) for name in names], task_type="chat").values())
+
+
+def evaluate(
+    args: argparse.Namespace, tasks: list[Any], compression: str | dict[str, Any], directory: Path
+) -> dict[str, Any]:
+    """All tasks under one setting: scores, lmms-eval's own metrics, and visual tokens as the server reported them."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    from benchmarks.accuracy.lmms_model import CompressedOpenAI
+
+    model = CompressedOpenAI(
+        compression,
+        model_version=args.model or served_model(args.base_url),
+        base_url=args.base_url,
+        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        num_concurrent=args.concurrency,
+    )
+    results = simple_evaluate(
+        model=model,
+        tasks=tasks,
+        limit=args.limit,
+        log_samples=False,
+        cli_args=argparse.Namespace(output_path=str(directory), process_with_media=False),
+    )["results"]
+    tokens = [usage["visual_tokens"]["layer_average"] for usage in model.usages]
+    return {
+        "compression": compression,
+        "scores": {b.name: b.score(results[b.task]) for b in BENCHMARKS if b.task in results},
+        "layer_average": statistics.mean(tokens) if tokens else None,
+        "requests": len(tokens),
+        "failed": model.num_failed,
+        "metrics": results,
+    }
+
+
+def served_model(base_url: str) -> str:
+    with urllib.request.urlopen(f"{base_url.rstrip('/')}/models", timeout=30) as response:
+        return json.load(response)["data"][0]["id"]
+
+
+def parse_args(words: Sequence[str]) -> argparse.Namespace:
+    parser = outcome.parser("accuracy-lmms-eval", __doc__)
+    parser.prog = "python -m benchmarks.accuracy lmms-eval"
+    tasks = [benchmark.task for benchmark in BENCHMARKS]
+    parser.add_argument("--base-url", default="http://localhost:8000/v1", help="(%(default)s)")
+    parser.add_argument("--model", help="by its served name (the first one served)")
+    parser.add_argument(
+        "--compression", type=_compression, nargs="+", default=list(DUET_SETTINGS), help="names or JSON (%(default)s)"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="(%(default)s)")
+    parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (%(default)s)")
+    parser.add_argument("--limit", type=int, help="questions of each task, the first ones (all)")
+    args = parser.parse_args(words)
+    args.output = args.output or outcome.RESULTS / f"accuracy-lmms-eval-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    return args
+
+
+def _compression(word: str) -> str | dict[str, Any]:
+    return json.loads(word) if word.startswith("{") else word
+
+
+def main(words: Sequence[str]) -> None:
+    args = parse_args(words)
+    try:
+        import lmms_eval  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(f"lmms-eval is missing: pip install {shlex.join(LMMS_EVAL)}") from error
+    try:
+        outcome.run("accuracy-lmms-eval", args, check)
+    finally:
+        if args.output.exists():
+            report.write(args.output)

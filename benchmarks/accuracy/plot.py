@@ -1,0 +1,105 @@
+"""The curves as a picture: accuracy kept over visual tokens and over the gain in requests/s, a checkpoint a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.methods import METHODS, OFF
+
+# By Okabe and Ito, told apart with any colour vision; variants of one method share a colour, and shapes tell all apart.
+_BLUE, _SKY, _GREEN, _ORANGE, _VERMILION, _PURPLE, _GREY = (
+    "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#7F7F7F",
+)  # fmt: skip
+STYLES = {
+    "DUET, salient": {"color": _BLUE, "marker": "o", "linewidth": 2.4},
+    "DUET, all": {"color": _BLUE, "marker": "s", "linestyle": "--"},
+    "DUET, last": {"color": _BLUE, "marker": "^", "linestyle": ":"},
+    "DUET's stage 1": {"color": _SKY, "marker": "D"},
+    "VisionZip": {"color": _GREEN, "marker": "v"},
+    "PyramidDrop": {"color": _ORANGE, "marker": "P"},
+    "FastV": {"color": _VERMILION, "marker": "X"},
+    "random keep": {"color": _GREY, "marker": "x", "linestyle": "--"},
+    "uniform pooling": {"color": _PURPLE, "marker": "+", "linestyle": "--"},
+}
+PANEL_INCHES = (5.2, 3.9)
+LEGEND_INCHES = 1.9
+DOTS_PER_INCH = 150
+
+Point = Mapping[str, Any]
+
+
+def figure_class() -> Any:
+    """matplotlib's, needed by nothing else.
+
+    Raises:
+        SystemExit: if it is not installed; it says how to install it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SystemExit("The plot needs matplotlib: pip install duet-server[bench]") from error
+    return Figure
+
+
+def draw(figures: Mapping[str, Any], path: Path) -> None:
+    """Draw every checkpoint whose server reports visual tokens, at least one, into a PNG."""
+    visits = {name: visit for name, visit in figures["checkpoints"].items() if visit["num_patches"]}
+    width, height = PANEL_INCHES
+    size = (2 * width + LEGEND_INCHES, height * len(visits))
+    figure = figure_class()(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(len(visits), 2, squeeze=False, sharey=True)
+    for (over_tokens, over_gain), (name, visit) in zip(panels, visits.items(), strict=True):
+        _draw_over_tokens(over_tokens, name, visit, figures["one_answer"]["macro"])
+        _draw_over_gain(over_gain, name, visit, figures["one_answer"]["macro"])
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=3.2)
+    figure.savefig(path)
+
+
+def curve(points: Sequence[Point], method: str) -> list[Point]:
+    """A method's points by rising cost, the last one uncompressed and of the same server."""
+    own = [point for point in points if point["method"] == method]
+    servers = {point["selection"] for point in own}
+    off = [point for point in points if point["method"] == OFF and point["selection"] in servers]
+    return sorted(own + off, key=lambda point: point["layer_average"])
+
+
+def _draw_over_tokens(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    _draw_curves(panel, visit["points"], "layer_average")
+    budgets = sorted({point["share"] * visit["num_patches"] for point in visit["points"]})
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(FixedLocator(budgets))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xticklabels([f"{budget:.0f}\n{budget / visit['num_patches']:.0%}" for budget in budgets])
+    panel.set_xlabel("visual tokens, averaged over layers")
+    panel.set_ylabel("accuracy kept, % of uncompressed")
+    _label(panel, name, visit, one_answer)
+
+
+def _draw_over_gain(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:
+    _draw_curves(panel, visit["points"], "gain")
+    panel.set_xlabel("requests/s over those of off")
+    panel.xaxis.set_major_formatter("{x:g}x")
+    _label(panel, name, visit, one_answer)
+
+
+def _draw_curves(panel: Any, points: Sequence[Point], over: str) -> None:
+    for method in (method.name for method in METHODS):
+        chosen = curve(points, method)
+        x, y = [point[over] for point in chosen], [100 * (point["kept"] or 0) for point in chosen]
+        if chosen:
+            panel.plot(x, y, label=method, markersize=6, alpha=0.9, **{"linewidth": 1.5, **STYLES[method]})
+
+
+def _label(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:
+    """Titles, and the line that one and the same answer to every question of a type reaches."""
+    off = next(point for point in visit["points"] if point["method"] == OFF)["accuracy"]["macro"]
+    if off:
+        panel.axhline(100 * one_answer / off, color="black", linewidth=1, linestyle=(0, (1, 2)), label="one answer")
+    panel.set_title(f"{name} (100 is {100 * off:.1f} % right)", loc="left", fontsize=11)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,68 @@
+"""From answers to accuracy, and what one and the same answer to every question would reach."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.accuracy.questions import Question
+
+DESCRIPTION = "description"
+
+
+def score(question_type: str, answer: str, right: str) -> float:
+    """1 for the right answer and else 0; of a description, the share of things that were named right, from 0 to 1."""
+    if question_type == DESCRIPTION:
+        return _share_in_common(_phrases(answer), _phrases(right))
+    return float(answer.strip().lower() == right.strip().lower())
+
+
+def accuracy(questions: Sequence[Question], scores: Sequence[float]) -> dict[str, Any]:
+    """Means by type, over questions and over types, and the standard error of the mean over questions."""
+    by_type = {name: statistics.mean(found) for name, found in _by_type(questions, scores).items()}
+    spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+    return {
+        "by_type": by_type,
+        "mean": statistics.mean(scores),
+        "macro": statistics.mean(by_type.values()),
+        "standard_error": spread / math.sqrt(len(scores)),
+    }
+
+
+def score_all(questions: Sequence[Question], answers: Iterable[str]) -> list[float]:
+    return [score(q.type, answer, q.answer) for q, answer in zip(questions, answers, strict=True)]
+
+
+def one_answer_baseline(questions: Sequence[Question]) -> dict[str, Any]:
+    """Accuracy of the answer that is right most often, given to every question of its type: the majority class.
+
+    Of descriptions, it is the one right answer that shares most with all others.
+    """
+    right = _by_type(questions, [question.answer for question in questions])
+    best = {name: _best_answer(name, answers) for name, answers in right.items()}
+    return {"answers": best, **accuracy(questions, score_all(questions, [best[q.type] for q in questions]))}
+
+
+def _best_answer(question_type: str, right: Sequence[str]) -> str:
+    """Among equals the first in alphabetical order."""
+    return max(sorted(set(right)), key=lambda answer: sum(score(question_type, answer, other) for other in right))
+
+
+def _by_type(questions: Sequence[Question], values: Sequence[Any]) -> dict[str, list[Any]]:
+    """Grouped by type, in the order in which types first occur."""
+    groups: dict[str, list[Any]] = {}
+    for question, value in zip(questions, values, strict=True):
+        groups.setdefault(question.type, []).append(value)
+    return groups
+
+
+def _share_in_common(said: Counter[str], right: Counter[str]) -> float:
+    return (said & right).total() / max(said.total(), right.total(), 1)
+
+
+def _phrases(text: str) -> Counter[str]:
+    phrases = (" ".join(phrase.lower().split()) for phrase in text.split(","))
+    return Counter(phrase for phrase in phrases if phrase)

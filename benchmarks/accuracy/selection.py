@@ -1,0 +1,129 @@
+"""Two baselines in the place of stage 1's choice, as vLLM plugins that only this benchmark loads.
+
+A server that is started with ``plugin_environment`` cuts every image to D + C rows as its plan says, but by chance or
+by pooling instead of by attention. vLLM goes on without a plugin that fails to load, so the engine says in its log,
+once, that it has called the replacement.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OWN, RANDOM_KEEP, UNIFORM_POOLING = "duet", "duet_random_keep", "duet_uniform_pooling"
+PLUGIN_FOLDER = Path(__file__).parent / "selection_plugin"  # holds the entry points
+CHECKOUT = Path(__file__).parents[2]
+LARGEST_ASPECT = 2  # of a pooling grid's sides
+
+Stage1Counts = tuple[int, int, int]
+Cut = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[Stage1Counts | None]], list[torch.Tensor]]
+
+
+def plugin_environment(selection: str) -> dict[str, str]:
+    """What a server's environment needs for ``selection``, OWN or one of the two replacements."""
+    if selection == OWN:
+        return {"VLLM_PLUGINS": OWN}
+    paths = [str(CHECKOUT), str(PLUGIN_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"VLLM_PLUGINS": f"{OWN},{selection}", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def says_in_log(selection: str) -> str:
+    """What the engine's log holds once the replacement has been called; warming up calls it."""
+    return f"Stage 1 is replaced by {selection}."
+
+
+def use_random_keep() -> None:
+    """Entry point of ``vllm.general_plugins``."""
+    from duet_server.engine import vision_stage
+
+    encode = vision_stage.encode
+
+    def encode_with_random_scores(
+        tower: Any, pixel_values: torch.Tensor, clock: AbstractContextManager[None]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden, score, metric = encode(tower, pixel_values, clock)
+        return hidden, random_scores(pixel_values, score.shape[1]).to(score.device), metric
+
+    _put_in_place(RANDOM_KEEP, random_keep, encode_with_random_scores)
+
+
+def use_uniform_pooling() -> None:
+    """Entry point of ``vllm.general_plugins``."""
+    from duet_server.engine import vision_stage
+
+    _put_in_place(UNIFORM_POOLING, uniform_pooling, vision_stage.encode)
+
+
+def random_keep(
+    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
+) -> list[torch.Tensor]:
+    """Each image's D + C patches of highest score, in ascending patch order and without CLS; else as ``cut``."""
+    return [
+        image[1:] if count is None else image[1:][image_score.topk(count[0] + count[1]).indices.sort().values]
+        for image, image_score, count in zip(hidden, score, counts, strict=True)
+    ]
+
+
+def uniform_pooling(
+    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
+) -> list[torch.Tensor]:
+    """Each image's patches averaged over the cells of a grid of D + C, row by row and without CLS; else as ``cut``."""
+    return [
+        image[1:] if count is None else pooled(image[1:], count[0] + count[1])
+        for image, count in zip(hidden, counts, strict=True)
+    ]
+
+
+def random_scores(pixel_values: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """Uniform scores ``[images, patches]`` on the CPU that depend on nothing but each picture's pixels."""
+    generators = (torch.Generator().manual_seed(_seed(pixels)) for pixels in pixel_values)
+    return torch.stack([torch.rand(num_patches, generator=generator) for generator in generators])
+
+
+def pooled(patches: torch.Tensor, num_cells: int) -> torch.Tensor:
+    """Adaptive average pooling of a square of patches ``[N, dim]`` to ``[num_cells, dim]``, summed in float32."""
+    side = math.isqrt(len(patches))
+    assert side * side == len(patches), f"{patches.shape=} is no square"
+    square = patches.float().T.unflatten(1, (side, side))  # [dim, side, side]
+    return torch.nn.functional.adaptive_avg_pool2d(square, grid(num_cells)).flatten(1).T.to(patches.dtype)
+
+
+def grid(num_cells: int) -> tuple[int, int]:
+    """Rows and columns, as near to a square as that many cells allow and never higher than wide."""
+    rows = next(rows for rows in range(math.isqrt(num_cells), 0, -1) if num_cells % rows == 0)
+    return rows, num_cells // rows
+
+
+def largest_grid(num_cells: int) -> int:
+    """The largest number of cells up to ``num_cells`` whose grid is at most LARGEST_ASPECT times as wide as high."""
+    return next(num for num in range(num_cells, 0, -1) if grid(num)[1] <= LARGEST_ASPECT * grid(num)[0])
+
+
+def _seed(pixels: torch.Tensor) -> int:
+    content = pixels.float().contiguous().cpu().numpy().tobytes()
+    return int.from_bytes(hashlib.sha256(content).digest()[:7])
+
+
+def _put_in_place(selection: str, cut: Cut, encode: Callable[..., Any]) -> None:
+    """Replace stage 1's functions where they are defined, and where the engine has taken them from there already."""
+
+    @functools.cache
+    def announce() -> None:
+        print(says_in_log(selection), file=sys.stderr, flush=True)
+
+    def announced(*arguments: Any) -> list[torch.Tensor]:
+        announce()
+        return cut(*arguments)
+
+    for name in ("duet_server.engine.vision_stage", "duet_server.engine.models.llava"):
+        if module := sys.modules.get(name):
+            module.cut, module.encode = announced, encode  # type: ignore[attr-defined]

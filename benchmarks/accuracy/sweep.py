@@ -1,0 +1,96 @@
+"""One server under one setting after another, side by side: what each answered, and how fast."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.accuracy.endpoint import Answer, Endpoint
+from benchmarks.accuracy.methods import UNCOMPRESSED, Setting
+from benchmarks.accuracy.questions import Question
+from benchmarks.accuracy.scoring import accuracy, score_all
+
+
+@dataclass(slots=True)
+class Measured:
+    """What a setting's questions were answered so far, by question id, and the seconds that it took."""
+
+    setting: Setting
+    answers: dict[str, Answer] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def requests_per_second(self) -> float:
+        return len(self.answers) / self.seconds
+
+    def add(self, questions: Sequence[Question], answers: Sequence[Answer], seconds: float) -> None:
+        self.answers |= {question.id: answer for question, answer in zip(questions, answers, strict=True)}
+        self.seconds += seconds
+
+
+async def sweep(
+    endpoint: Endpoint,
+    questions: Sequence[Question],
+    settings: Sequence[Setting],
+    *,
+    num_blocks: int,
+    num_warmup: int,
+    seed: int,
+) -> list[Measured]:
+    """Ask every question under every setting.
+
+    The questions are shuffled into blocks, and all settings answer a block before any goes on to the next, there and
+    back: so a machine that slows down or speeds up favours none.
+
+    Args:
+        endpoint: the server.
+        questions: what is asked.
+        settings: under which.
+        num_blocks: blocks of questions.
+        num_warmup: questions asked under every setting before anything is measured.
+        seed: of the shuffling.
+    """
+    shuffled = random.Random(seed).sample(questions, len(questions))
+    for setting in settings:
+        await endpoint.ask(shuffled[:num_warmup], setting.compression)
+    measured = [Measured(setting) for setting in settings]
+    for number in range(num_blocks):
+        block = shuffled[number::num_blocks]
+        for entry in measured if number % 2 == 0 else reversed(measured):
+            entry.add(block, *await endpoint.ask(block, entry.setting.compression))
+        say(f"{endpoint.model}: block {number + 1} of {num_blocks} under {len(settings)} settings")
+    return measured
+
+
+def points(questions: Sequence[Question], measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """A curve's points: accuracy, visual tokens as the server reported them, requests/s and their gain over ``off``."""
+    (off,) = (entry for entry in measured if entry.setting == UNCOMPRESSED)
+    return [_point(questions, entry, off) for entry in measured]
+
+
+def _point(questions: Sequence[Question], entry: Measured, off: Measured) -> dict[str, Any]:
+    setting, answers = entry.setting, [entry.answers[question.id] for question in questions]
+    return {
+        "method": setting.method,
+        "share": setting.share,
+        "compression": setting.compression,
+        "layer_average": _mean([answer.layer_average for answer in answers]),
+        "reduction": _mean([answer.reduction for answer in answers]),
+        "requests_per_second": entry.requests_per_second,
+        "gain": entry.requests_per_second / off.requests_per_second,
+        "accuracy": accuracy(questions, score_all(questions, [answer.text for answer in answers])),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)

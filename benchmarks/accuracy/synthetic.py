@@ -1,0 +1,121 @@
+"""Questions about drawn pictures, whose answers follow from how they were drawn, under every method and budget.
+
+Asks a running endpoint, or starts duet-server on each checkpoint in turn: once for what it can do itself, and once for
+each of two baselines that replace stage 1's choice. Accuracy, visual tokens and requests/s of a server are measured
+side by side. Writes JSON, a table in Markdown and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from benchmarks import outcome
+from benchmarks.accuracy import plot, report
+from benchmarks.accuracy.methods import SELECTIONS
+from benchmarks.accuracy.questions import Question, read_questions
+from benchmarks.accuracy.scoring import one_answer_baseline
+from benchmarks.accuracy.visits import Visit, visit_checkpoint, visit_endpoint
+
+SHARES = (0.33, 0.22, 0.11, 0.07)
+ENDPOINT = "endpoint"
+ROUNDING = 1e-3  # of layer averages in usage.compression
+
+
+def check(args: argparse.Namespace, log: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """Measure every checkpoint; one that fails leaves the others' results as they are."""
+    visits: dict[str, Visit] = {}
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="duet-held-out-") as directory:
+        questions = held_out(args, Path(directory))
+        for name, checkpoint in args.serve or [(ENDPOINT, None)]:
+            try:
+                visits[name] = _visit(args, checkpoint, questions, log)
+                failures += [f"{name}: {line}" for line in over_budget(visits[name])]
+            except (RuntimeError, aiohttp.ClientError) as error:
+                traceback.print_exception(error)
+                failures.append(f"{name}: {error}")
+        about = {"family": "synthetic", "questions": len(questions), "one_answer": one_answer_baseline(questions)}
+    return {**about, "checkpoints": visits}, failures
+
+
+def _visit(args: argparse.Namespace, checkpoint: str | None, questions: Sequence[Question], log: Path) -> Visit:
+    if checkpoint is None:
+        return visit_endpoint(args, questions)
+    return visit_checkpoint(args, checkpoint, questions, log)
+
+
+def held_out(args: argparse.Namespace, directory: Path) -> list[Question]:
+    """The named questions, or new ones, with their pictures in ``directory``."""
+    if args.questions:
+        return read_questions(args.questions)
+    from duet_training.demo.data import write_held_out_set
+
+    return read_questions(write_held_out_set(directory, args.per_type, args.seed))
+
+
+def over_budget(visit: Visit) -> list[str]:
+    """A line for every point that took more visual tokens than its budget."""
+    return [
+        f"{point['method']} at {point['share']:.0%} took {point['layer_average']:g} visual tokens"
+        for point in visit["points"]
+        if point["layer_average"] is not None
+        and point["layer_average"] > point["share"] * visit["num_patches"] + ROUNDING
+    ]
+
+
+def parse_args(words: Sequence[str]) -> argparse.Namespace:
+    parser = outcome.parser("accuracy", __doc__)
+    parser.prog = "python -m benchmarks.accuracy synthetic"
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--base-url", help="an OpenAI-compatible endpoint; OPENAI_API_KEY goes along if it is set")
+    asked.add_argument(
+        "--serve", type=_checkpoint, action="append", metavar="[NAME=]CHECKPOINT", help="start duet-server; repeatable"
+    )
+    parser.add_argument("--questions", type=Path, metavar="JSON", help="held-out questions (drawn by the seed)")
+    parser.add_argument("--per-type", type=int, default=100, help="questions of each type to draw (%(default)s)")
+    parser.add_argument(
+        "--shares", type=_share, nargs="+", default=list(SHARES), help="of all visual tokens, as budgets (%(default)s)"
+    )
+    parser.add_argument(
+        "--selections", nargs="+", choices=SELECTIONS, default=list(SELECTIONS), help="servers to start (%(default)s)"
+    )
+    parser.add_argument("--concurrency", type=int, default=16, help="requests in flight (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=4, help="turns that the settings take (%(default)s)")
+    parser.add_argument("--boundaries", type=int, nargs="+", help="the servers' (2 and every quarter of the depth)")
+    optional = argparse.BooleanOptionalAction
+    parser.add_argument("--compile", action=optional, default=False, help="let the servers compile (%(default)s)")
+    parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for the servers, as one word")
+    args = parser.parse_args(words)
+    args.output = args.output or outcome.RESULTS / f"accuracy-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    return args
+
+
+def _checkpoint(word: str) -> tuple[str, str]:
+    name, _, path = word.partition("=")
+    return (name, path) if path else (Path(word).name, word)
+
+
+def _share(word: str) -> float:
+    share = float(word)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{word} is no share between 0 and 1")
+    return share
+
+
+def main(words: Sequence[str]) -> None:
+    args = parse_args(words)
+    plot.figure_class()  # what is missing is said before anything is measured
+    try:
+        outcome.run("accuracy", args, check)
+    finally:
+        if args.output.exists():
+            report.write(args.output)

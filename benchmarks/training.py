@@ -1,0 +1,144 @@
+"""Time of a training step, uncompressed and compressed, on the same batches in one run.
+
+Settings take turns on every batch, so that whatever else the machine does befalls all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaConfig
+
+from benchmarks import outcome
+from benchmarks.model import MODELS, BenchmarkModel
+from duet_server.plan import CompressionSettings, llava_shape, prefill_flops, resolve_settings
+from duet_server.random_llava import SPECIAL_TOKENS
+from duet_training.attention import SDPA_FLOAT32
+from duet_training.modeling import IGNORED, DuetLlava
+
+PRESETS = ("off", "light", "balanced", "aggressive")
+PAPER = {"light": 0.26, "balanced": 0.31, "aggressive": 0.36}
+"""The share of LLaVA-1.5-7B's training time that DUET-VLM (arXiv 2602.18846) reports as saved."""
+IMAGE, NUM_ANSWER = SPECIAL_TOKENS.index("<image>"), 64
+Batch = dict[str, torch.Tensor]
+
+
+def make_model(sizes: BenchmarkModel, device: torch.device) -> DuetLlava:
+    """Random weights; projector and decoder learn, as in LLaVA-1.5's fine-tuning."""
+    config = LlavaConfig(
+        vision_config=dict(sizes.vision), text_config=dict(sizes.text), image_token_index=IMAGE, dtype=sizes.dtype
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = DuetLlava(config).to(getattr(torch, sizes.dtype)).train()
+    model.set_attn_implementation("sdpa" if device.type == "cuda" else SDPA_FLOAT32)
+    model.model.vision_tower.requires_grad_(False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def make_batch(model: DuetLlava, num_samples: int, num_text: int, num_entering: int, seed: int) -> Batch:
+    """Pictures of noise, each with a text of which the last tokens are to be learnt; the same for every setting."""
+    generator = torch.Generator().manual_seed(seed)
+    size = model.config.vision_config.image_size
+    text = torch.randint(len(SPECIAL_TOKENS), 200, (num_samples, num_text), generator=generator)
+    ids = torch.cat([text[:, :8], torch.full((num_samples, num_entering), IMAGE), text[:, 8:]], dim=1)
+    labels = ids.clone()
+    labels[:, :-NUM_ANSWER] = IGNORED
+    pixels = torch.randn(num_samples, 3, size, size, generator=generator)
+    batch = {"input_ids": ids, "labels": labels, "pixel_values": pixels.to(model.dtype)}
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def step_seconds(
+    model: DuetLlava, optimizer: torch.optim.Optimizer, batch: Batch, settings: CompressionSettings
+) -> float:
+    """Forward, backward and the optimizer's step."""
+    _wait(model.device)
+    start = time.perf_counter()
+    with torch.autocast(model.device.type, torch.bfloat16):
+        loss = model(**batch, compression=settings).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    _wait(model.device)
+    return time.perf_counter() - start
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Per preset its seconds a step, over the same batches."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = make_model(MODELS[args.model], device)
+    shape = llava_shape(model.config, model.boundaries)
+    settings = {name: resolve_settings(name, shape) for name in PRESETS}
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
+    seconds: dict[str, list[float]] = {name: [] for name in PRESETS}
+    for step in range(args.steps + 1):  # the first one warms up
+        for name in PRESETS:
+            entering = settings[name].num_entering(shape.vision.num_patches)
+            batch = make_batch(model, args.batch_size, args.text, entering, args.seed + step)
+            seconds[name].append(step_seconds(model, optimizer, batch, settings[name]))
+        print(f"{step}/{args.steps}", {name: round(times[-1], 3) for name, times in seconds.items()}, flush=True)
+    flops = {name: _flops(shape, chosen, args.text) for name, chosen in settings.items()}
+    averages = {name: chosen.layer_average(shape) for name, chosen in settings.items()}
+    return {"seconds": {name: times[1:] for name, times in seconds.items()}, "flops": flops, "averages": averages}
+
+
+def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str]]:
+    figures = measure(args)
+    savings = {name: saved(figures["seconds"], name) for name in PRESETS[1:]}
+    print(report(figures, savings))
+    return {**figures, "saved": savings}, []
+
+
+def saved(seconds: dict[str, list[float]], name: str) -> list[float]:
+    """Median, least and most of the share of an uncompressed step's time that is saved, batch by batch."""
+    shares = [1 - ours / off for ours, off in zip(seconds[name], seconds["off"], strict=True)]
+    return [statistics.median(shares), min(shares), max(shares)]
+
+
+def report(figures: dict[str, Any], savings: dict[str, Sequence[float]]) -> str:
+    headings = [
+        "",
+        "layer average",
+        "time saved a step",
+        "least to most",
+        "of the FLOPs, forward",
+        "paper, LLaVA-1.5-7B",
+    ]
+    rows = []
+    for name, (median, least, most) in savings.items():
+        flops = 1 - figures["flops"][name] / figures["flops"]["off"]
+        cells = [f"{figures['averages'][name]:g}", f"{median:.0%}", f"{least:.0%} to {most:.0%}", f"{flops:.0%}"]
+        rows.append([name, *cells, f"{PAPER[name]:.0%}"])
+    return outcome.table(headings, rows)
+
+
+def _flops(shape: Any, settings: CompressionSettings, num_text: int) -> float:
+    """Of one sample's forward, tower and projector included."""
+    counts = settings.segment_counts(shape.vision.num_patches)
+    return prefill_flops(shape, [count + num_text for count in counts], 1, counts[0])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = outcome.parser("training", __doc__)
+    parser.add_argument("--model", choices=MODELS, default="small", help="whose sizes (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="samples of a step (%(default)s)")
+    parser.add_argument("--text", type=int, default=160, help="text tokens of a sample (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="batches, besides one to warm up (%(default)s)")
+    outcome.run("training", parser.parse_args(), check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""From a Hugging Face ``LlavaConfig`` to the shape that plans need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape
+
+
+def llava_shape(config: Any, boundaries: Sequence[int]) -> ModelShape:
+    """The shape of a Hugging Face ``LlavaConfig``."""
+    return ModelShape(_decoder_shape(config.text_config), _vision_shape(config), tuple(boundaries))
+
+
+def _decoder_shape(config: Any) -> DecoderShape:
+    num_heads = config.num_attention_heads
+    return DecoderShape(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=num_heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _vision_shape(config: Any) -> VisionShape:
+    vision = config.vision_config
+    layer = config.vision_feature_layer  # an index into the hidden states, of which the first is the embedding
+    return VisionShape(
+        num_patches=(vision.image_size // vision.patch_size) ** 2,
+        has_cls=vision.model_type == "clip_vision_model",
+        num_layers=layer if layer >= 0 else vision.num_hidden_layers + 1 + layer,
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        patch_size=vision.patch_size,
+        image_size=vision.image_size,
+    )

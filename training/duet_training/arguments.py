@@ -1,0 +1,145 @@
+"""What a training configuration says: DUET's own keys, checked; every other key is transformers' TrainingArguments'."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from transformers import TrainingArguments
+
+from duet_training.records import ON_BAD_DATA
+
+PARTS = ("tower", "projector", "language_model")
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("sdpa", "sdpa_float32", "flash_attention_2", "flash_attention_3")
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a configuration, as one sentence."""
+
+
+@dataclass(frozen=True)
+class DuetArguments:
+    """DUET's keys of a configuration.
+
+    Raises:
+        ConfigError: for a value that means nothing.
+    """
+
+    model: str
+    """A LLaVA checkpoint, a path or a name on the Hugging Face hub."""
+    data: str
+    """JSON of conversations, in LLaVA's layout."""
+    images: str
+    """The folder that the pictures' paths start from."""
+    compression: str | Mapping[str, Any] | Sequence[Any] = "off"
+    """As in a request to the server; of a list, each batch takes one by chance."""
+    boundaries: Sequence[int] | None = None
+    """Decoder layers before which visual tokens may drop; by default half and three quarters of the depth."""
+    train: Sequence[str] = ("projector", "language_model")
+    """Which parts learn."""
+    lora: Mapping[str, Any] | None = None
+    """Arguments of PEFT's LoraConfig, for the language model in place of its weights."""
+    on_bad_data: str = "refuse"
+    max_length: int = 2048
+    """Tokens of a conversation, its images' included."""
+    dtype: str = "float32"
+    """Of the weights; with ``bf16: true`` beside float32 weights, transformers computes in bfloat16."""
+    attention: str = "sdpa"
+    compile: bool = False
+    """The decoder's layers by torch.compile: steps take less time, the first ones a minute more."""
+    resume: bool = True
+    """Go on from the last checkpoint in ``output_dir``, where there is one."""
+
+    def __post_init__(self) -> None:
+        _check_choice("on_bad_data", self.on_bad_data, ON_BAD_DATA)
+        _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("attention", self.attention, ATTENTIONS)
+        if isinstance(self.train, str) or not self.train:
+            raise ConfigError(f"train is {self.train!r}; expected a list of {', '.join(PARTS)}")
+        for part in self.train:
+            _check_choice("train", part, PARTS)
+        if self.lora is not None and "language_model" not in self.train:
+            raise ConfigError("lora adapts the language model, so train must list language_model")
+
+    @property
+    def compressions(self) -> Sequence[Any]:
+        return self.compression if isinstance(self.compression, list | tuple) else [self.compression]
+
+
+def read_arguments(config: Path, overrides: Sequence[str] = ()) -> tuple[DuetArguments, TrainingArguments]:
+    """Read a YAML configuration; ``key=value`` in ``overrides``, the value in YAML, takes the place of a key's.
+
+    Raises:
+        ConfigError: naming the key, for one that is missing, unknown or of a value that means nothing.
+    """
+    values = _read_yaml(config)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ConfigError(f"{override!r} is no override; expected key=value, such as learning_rate=1.0e-4")
+        values[key] = yaml.load(value, _Loader)
+    own, theirs = ({field.name for field in fields(kind)} for kind in (DuetArguments, TrainingArguments))
+    for key in values:
+        _check_key(key, [*own, *theirs])
+    for key in ("model", "data", "images", "output_dir"):
+        if not values.get(key):
+            raise ConfigError(f"{config} does not say {key}")
+    duet = DuetArguments(**{key: value for key, value in values.items() if key in own})
+    rest = {key: value for key, value in values.items() if key not in own}
+    try:
+        return duet, TrainingArguments(**{**_DEFAULTS, **rest})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"transformers refuses {config}: {error}") from error
+
+
+# The collator makes what the model takes, and an evaluation of compressed batches has losses only.
+_DEFAULTS = {"remove_unused_columns": False, "prediction_loss_only": True, "report_to": "none"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars, where ``off`` and ``no`` are words and 1e-4 is a number."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _read_yaml(config: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(config.read_text(), _Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration {config}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{config} is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{config} holds no keys")
+    return values
+
+
+def _check_key(key: str, known: Sequence[str]) -> None:
+    if key not in known:
+        similar = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {similar[0]}?" if similar else ", of DUET or of transformers' TrainingArguments"
+        raise ConfigError(f"there is no key {key!r}{hint}")
+
+
+def _check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key} is {value!r}; expected one of {', '.join(choices)}")
