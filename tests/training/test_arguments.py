@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers import LlavaConfig
 
 import duet_training
+from duet_server.plan import default_boundaries, llava_shape, resolve_settings
 from duet_training.arguments import ConfigError, read_arguments
+from duet_training.demo.model import TEXT, VISION
 
 CONFIGS = sorted((Path(duet_training.__file__).parent / "configs").glob("*.yaml"))
 PATHS = ("model=M", "data=D", "images=I", "output_dir=O", "use_cpu=true")
@@ -44,8 +48,13 @@ def test_one_setting_of_several_each_batch(tmp_path):
 @pytest.mark.parametrize("config", [path for path in CONFIGS if "accelerate" not in path.name], ids=lambda p: p.stem)
 def test_our_own_configurations_are_read(config: Path):
     duet, training = read_arguments(config, [*PATHS, "bf16=false"])
-    assert duet.compressions
-    assert training.per_device_train_batch_size > 1
+    written = yaml.safe_load(config.read_text())
+    sizes = {"vision_config": VISION, "text_config": TEXT} if config.stem.startswith("demo") else {}
+    llava = LlavaConfig(**sizes)
+    shape = llava_shape(llava, default_boundaries(llava.text_config.num_hidden_layers))
+    assert [resolve_settings(request, shape).layer_average(shape) for request in duet.compressions]
+    assert training.per_device_train_batch_size == written["per_device_train_batch_size"]
+    assert training.learning_rate == pytest.approx(written["learning_rate"])
 
 
 @pytest.mark.parametrize(
@@ -57,6 +66,12 @@ def test_our_own_configurations_are_read(config: Path):
         ("train: [encoder]", "train is 'encoder'; expected one of tower, projector, language_model"),
         ("train: projector", "train is 'projector'; expected a list"),
         ("train: [projector]\nlora: {r: 8}", "train must list language_model"),
+        ("train: [tower, language_model]\nlora: {r: 8}", "and no tower"),
+        ("lora: off", "lora is 'off'; expected arguments of PEFT"),
+        ("resume: no", "resume is 'no'; expected true or false"),
+        ("gradient_checkpointing: off", "gradient_checkpointing is 'off'"),
+        ("compression: []", "compression is an empty list"),
+        ("max_length: 2k", "max_length is '2k'"),
         ("on_bad_data: ignore", "on_bad_data is 'ignore'; expected one of refuse, skip"),
         ("attention: eager", "attention is 'eager'"),
         ("model: ''", "does not say model"),

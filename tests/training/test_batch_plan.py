@@ -70,3 +70,12 @@ def test_a_pool_without_guides_cannot_drop():
     guideless = GUIDING & (np.arange(8) < 7)
     with pytest.raises(ValueError, match=r"no guiding row follows the visual tokens \[3, 7\)"):
         plan_boundaries(IS_VISUAL, guideless, LENGTHS, [0.5], torch.device("cpu"))
+
+
+def test_padding_stays_until_something_drops():
+    """Rows before the second boundary are still counted by the width of the batch."""
+    wide = [np.pad(rows, ((0, 0), (0, 3))) for rows in (IS_VISUAL, GUIDING)]
+    first, second = plan_boundaries(*wide, LENGTHS, [1.0, 0.0], torch.device("cpu"))
+    assert first is None
+    assert second.pool_start.tolist() == [1, 22, 25]
+    assert second.rows.view(3, -1)[1].tolist() == [11, 12, 13, 14, 15]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import numpy as np
@@ -178,6 +179,37 @@ def test_what_does_not_fit_is_refused(change: dict, message: str):
     duet.boundaries = (4, 6)
     with pytest.raises(ValueError, match=message):
         duet(**{**inputs, "compression": SETTINGS, **change})
+
+
+def test_text_alone_is_looked_at_too():
+    """So that the processes of a distributed run call the same modules; it changes nothing."""
+    model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+    ids = torch.tensor([[1, 20, 21, 22, 23]])
+    output = model(ids, labels=ids, compression=SETTINGS)
+    torch.testing.assert_close(output.loss, LlavaForConditionalGeneration.forward(model, ids, labels=ids).loss)
+    output.loss.backward()
+    projector = model.model.multi_modal_projector.linear_1.weight.grad
+    assert projector is not None
+    assert not projector.any()
+
+
+def test_image_tokens_need_their_pictures():
+    with pytest.raises(ValueError, match="has 1 image tokens, but 0 images"):
+        load("llava_gqa")(torch.tensor([[1, IMAGE_TOKEN_ID, 5, 6]]), compression=SETTINGS)
+
+
+def test_bfloat16_gradients_are_near_those_of_float32():
+    """Where rounding cannot change what is kept."""
+    inputs, gradients = batch("llava_gqa", NUM_PATCHES), []
+    settings = dataclasses.replace(OFF, keep=(1.0, 0.0))
+    for dtype in (torch.float32, torch.bfloat16):
+        model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            model(**inputs, compression=settings).loss.backward()
+        weights = model.model.language_model.layers[6].self_attn
+        gradients.append(torch.cat([weights.q_proj.weight.grad.flatten(), weights.v_proj.weight.grad.flatten()]))
+    exact, rounded = gradients
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
 
 
 def test_checkpoints_are_those_of_llava(tmp_path):

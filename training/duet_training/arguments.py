@@ -64,8 +64,14 @@ class DuetArguments:
             raise ConfigError(f"train is {self.train!r}; expected a list of {', '.join(PARTS)}")
         for part in self.train:
             _check_choice("train", part, PARTS)
-        if self.lora is not None and "language_model" not in self.train:
-            raise ConfigError("lora adapts the language model, so train must list language_model")
+        if self.lora is not None and not isinstance(self.lora, Mapping):
+            raise ConfigError(f"lora is {self.lora!r}; expected arguments of PEFT's LoraConfig, such as {{r: 64}}")
+        if self.lora is not None and ("language_model" not in self.train or "tower" in self.train):
+            raise ConfigError("lora adapts the language model alone, so train must list language_model and no tower")
+        if not self.compressions:
+            raise ConfigError("compression is an empty list; expected at least one setting")
+        if not isinstance(self.max_length, int):
+            raise ConfigError(f"max_length is {self.max_length!r}; expected a number of tokens")
 
     @property
     def compressions(self) -> Sequence[Any]:
@@ -84,9 +90,10 @@ def read_arguments(config: Path, overrides: Sequence[str] = ()) -> tuple[DuetArg
         if not separator:
             raise ConfigError(f"{override!r} is no override; expected key=value, such as learning_rate=1.0e-4")
         values[key] = yaml.load(value, _Loader)
-    own, theirs = ({field.name for field in fields(kind)} for kind in (DuetArguments, TrainingArguments))
-    for key in values:
+    own, theirs = ([field.name for field in fields(kind)] for kind in (DuetArguments, TrainingArguments))
+    for key, value in values.items():
         _check_key(key, [*own, *theirs])
+        _check_switch(key, value)
     for key in ("model", "data", "images", "output_dir"):
         if not values.get(key):
             raise ConfigError(f"{config} does not say {key}")
@@ -98,8 +105,8 @@ def read_arguments(config: Path, overrides: Sequence[str] = ()) -> tuple[DuetArg
         raise ConfigError(f"transformers refuses {config}: {error}") from error
 
 
-# The collator makes what the model takes, and an evaluation of compressed batches has losses only.
-_DEFAULTS = {"remove_unused_columns": False, "prediction_loss_only": True, "report_to": "none"}
+# The collator makes what the model takes.
+_DEFAULTS = {"remove_unused_columns": False, "report_to": "none"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -138,6 +145,15 @@ def _check_key(key: str, known: Sequence[str]) -> None:
         similar = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ", of DUET or of transformers' TrainingArguments"
         raise ConfigError(f"there is no key {key!r}{hint}")
+
+
+def _check_switch(key: str, value: Any) -> None:
+    """Words such as ``no`` and ``off`` would pass for true."""
+    types = [
+        str(field.type) for kind in (DuetArguments, TrainingArguments) for field in fields(kind) if field.name == key
+    ]
+    if isinstance(value, str) and any("bool" in kind and "str" not in kind for kind in types):
+        raise ConfigError(f"{key} is {value!r}; expected true or false")
 
 
 def _check_choice(key: str, value: Any, choices: Sequence[str]) -> None:

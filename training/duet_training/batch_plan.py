@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,9 +58,12 @@ def plan_boundaries(
     """
     samples = zip(is_visual, guiding, lengths.tolist(), strict=True)
     plans = [_plan(visual[:length], guides[:length], keep) for visual, guides, length in samples]
-    num_rows = [max(plan.segments[idx].num_tokens for plan in plans) for idx in range(len(keep) + 1)]
-    num_rows[0] = is_visual.shape[1]
-    return [_boundary(plans, idx, *pair, device) for idx, pair in enumerate(pairwise(num_rows))]
+    num_rows = [is_visual.shape[1]]
+    boundaries = []
+    for idx in range(len(keep)):
+        boundaries.append(_boundary(plans, idx, num_rows[-1], device))
+        num_rows.append(num_rows[-1] if boundaries[-1] is None else boundaries[-1].num_rows)
+    return boundaries
 
 
 def _plan(is_visual: np.ndarray, guides: np.ndarray, keep: Sequence[float]) -> RequestPlan:
@@ -76,12 +78,13 @@ def _plan(is_visual: np.ndarray, guides: np.ndarray, keep: Sequence[float]) -> R
 
 
 def _boundary(
-    plans: Sequence[RequestPlan], segment_idx: int, num_before: int, num_after: int, device: torch.device
+    plans: Sequence[RequestPlan], segment_idx: int, num_before: int, device: torch.device
 ) -> BoundaryRows | None:
+    """Nothing where nothing drops; the rows then stay as they are, padding included."""
     pairs = [plan.segments[segment_idx : segment_idx + 2] for plan in plans]
     if all(before == after for before, after in pairs):
-        # Nothing drops here. Rows that no sample holds any more may stay as padding.
         return None
+    num_after = max(after.num_tokens for _, after in pairs)
     rows = np.zeros((len(plans), num_after), dtype=np.int64)
     is_padding = np.ones((len(plans), num_after), dtype=bool)
     pools: list[tuple[int, ...]] = []

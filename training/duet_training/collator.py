@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import get_worker_info
 
 from duet_server.plan import CompressionSettings
 from duet_training.conversations import IGNORED
@@ -28,7 +27,7 @@ class Collator:
         num_patches: N, the patches of one picture.
         compressions: the settings to draw from, one for each batch.
         on_bad_data: for a sample that is no good: ``refuse`` raises, ``skip`` logs a warning and leaves it out.
-        seed: with the number of the call and of the DataLoader's worker, what is drawn.
+        seed: with the records of a batch, what is drawn for it.
     """
 
     def __init__(
@@ -47,7 +46,6 @@ class Collator:
         self.compressions = tuple(compressions)
         self.on_bad_data = on_bad_data
         self.seed = seed
-        self.num_calls = 0
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The arguments of the model's forward for B samples, padded on the right to T tokens.
@@ -60,7 +58,7 @@ class Collator:
         Raises:
             BadDataError: for a sample that is to be refused, or a batch without any good one.
         """
-        compression = self._draw()
+        compression = self._draw(samples)
         good, pictures = self._read(samples)
         batch: dict[str, Any] = self._pad([self._expand(sample, compression) for sample in good])
         if pictures:
@@ -68,10 +66,9 @@ class Collator:
             batch["pixel_values"] = prepared["pixel_values"]
         return {**batch, "compression": compression}
 
-    def _draw(self) -> CompressionSettings:
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0, self.num_calls])
-        self.num_calls += 1
+    def _draw(self, samples: Sequence[Sample]) -> CompressionSettings:
+        """By the seed and by what is in the batch, so that a resumed run draws the same."""
+        rng = np.random.default_rng([self.seed, *(sample["index"] for sample in samples)])
         return self.compressions[rng.integers(len(self.compressions))]
 
     def _read(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Image.Image]]:

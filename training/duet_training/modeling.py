@@ -64,6 +64,11 @@ class DuetLlava(LlavaForConditionalGeneration):
         self.boundaries = default_boundaries(len(decoder.layers))
 
     @property
+    def num_tower_layers(self) -> int:
+        """Of the tower's layers those that are run, up to the feature layer."""
+        return self.config.vision_feature_layer % (len(self.model.vision_tower.encoder.layers) + 1)
+
+    @property
     def boundaries(self) -> tuple[int, ...]:
         """Decoder layers before which visual tokens may drop; settings have one keep for each."""
         return self._boundaries
@@ -120,20 +125,23 @@ class DuetLlava(LlavaForConditionalGeneration):
         self, input_ids: Tensor, is_visual: Tensor, pixel_values: Tensor | None, compression: CompressionSettings
     ) -> tuple[Tensor, Tensor | None]:
         """What enters the decoder, ``[B, T, dim]``, and stage 1's ranking."""
-        embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is None:
-            return embeds, None
+        embeds, config = self.get_input_embeddings()(input_ids), self.config
+        pixels, num_images = pixel_values, 0 if pixel_values is None else len(pixel_values)
+        if pixels is None:  # the processes of a distributed run must call the same modules, so a blank is looked at
+            size = config.vision_config.image_size
+            pixels = torch.zeros(1, 3, size, size, device=embeds.device)
         tower = self.model.vision_tower
-        images = encode(tower, pixel_values.to(tower.dtype), self.config.vision_feature_layer)
-        tokens, patches_by_score = compress(images, compression)
-        num_expected = int(is_visual.sum())
-        if len(tokens) != num_expected:
+        tokens, patches_by_score = compress(encode(tower, pixels.to(tower.dtype), self.num_tower_layers), compression)
+        visual = self.model.multi_modal_projector(tokens).to(embeds.dtype)
+        num_entering, num_expected = len(tokens) if num_images else 0, int(is_visual.sum())
+        if num_entering != num_expected:
             raise ValueError(
-                f"input_ids has {num_expected} image tokens, but {len(pixel_values)} images enter as {len(tokens)} "
+                f"input_ids has {num_expected} image tokens, but {num_images} images enter as {num_entering} "
                 "visual tokens under these settings"
             )
-        visual = self.model.multi_modal_projector(tokens)
-        return embeds.masked_scatter(is_visual[..., None], visual.to(embeds.dtype)), patches_by_score
+        if num_images == 0:
+            return embeds + 0 * visual.sum(), None
+        return embeds.masked_scatter(is_visual[..., None], visual), patches_by_score
 
     def _run_segments(
         self, hidden: Tensor, is_visual: Tensor, guiding: Tensor, is_real: Tensor, compression: CompressionSettings

@@ -5,32 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
 from transformers import AutoProcessor, Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from duet_server.plan import SettingsError, llava_shape, resolve_settings
-from duet_training import attention as attention  # registers sdpa_float32
 from duet_training.arguments import ConfigError, DuetArguments, read_arguments
 from duet_training.collator import Collator
 from duet_training.dataset import ConversationDataset
-from duet_training.modeling import DuetLlava
+from duet_training.parts import adapted, load_model
 from duet_training.records import BadDataError, read_records
-
-
-class DuetTrainer(Trainer):
-    """Transformers' Trainer, which knows the lengths of our samples without tokenizing them all first."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(batch_size, lengths=list(dataset.lengths))
+from duet_training.trainer import DuetTrainer, last_whole_checkpoint
 
 
 def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
@@ -39,16 +23,16 @@ def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
     Raises:
         ConfigError, SettingsError, BadDataError: for what the configuration or the data get wrong.
     """
+    _check_devices(duet, training)
     model = load_model(duet)
-    compressions = [
-        resolve_settings(request, llava_shape(model.config, model.boundaries)) for request in duet.compressions
-    ]
+    shape = llava_shape(model.config, model.boundaries)
+    compressions = [resolve_settings(request, shape) for request in duet.compressions]
     processor = AutoProcessor.from_pretrained(duet.model)
-    num_patches = model.model.vision_tower.embeddings.num_patches
+    num_patches = shape.vision.num_patches
     tokens_per_picture = max(settings.num_entering(num_patches) for settings in compressions)
     records, _ = read_records(Path(duet.data), Path(duet.images), duet.on_bad_data)
     return DuetTrainer(
-        model=adapted(model, duet.lora) if duet.lora else model,
+        model=model if duet.lora is None else adapted(model, duet.lora),
         args=training,
         train_dataset=ConversationDataset(records, processor, tokens_per_picture, duet.max_length),
         data_collator=Collator(processor, num_patches, compressions, duet.on_bad_data, training.seed),
@@ -56,49 +40,19 @@ def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
     )
 
 
-def load_model(duet: DuetArguments) -> DuetLlava:
-    """The checkpoint, of which the parts to be trained, and no others, take gradients."""
-    model = DuetLlava.from_pretrained(duet.model, dtype=getattr(torch, duet.dtype), attn_implementation=duet.attention)
-    if duet.boundaries is not None:
-        model.boundaries = tuple(duet.boundaries)
-    if duet.compile:
-        for layer in model.model.language_model.layers:
-            layer.compile(dynamic=True)
-    parts: dict[str, tuple[nn.Module, ...]] = {
-        "tower": (model.model.vision_tower,),
-        "projector": (model.model.multi_modal_projector,),
-        "language_model": (model.model.language_model, model.lm_head),
-    }
-    model.requires_grad_(False)
-    for module in (module for part in duet.train for module in parts[part]):
-        module.requires_grad_(True)
-    return model
-
-
-def adapted(model: DuetLlava, lora: Any) -> Any:
-    """``model`` with low-rank adapters on its decoder; parts other than the decoder learn as they did.
-
-    Raises:
-        ConfigError: without PEFT.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ConfigError("lora needs PEFT: pip install 'duet-server[train]'") from None
-    projector = model.model.multi_modal_projector
-    trains_projector = next(projector.parameters()).requires_grad
-    saved = {"modules_to_save": ["multi_modal_projector"]} if trains_projector else {}
-    modules = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-    return get_peft_model(model, LoraConfig(**{"target_modules": modules, **saved, **lora}))
+def _check_devices(duet: DuetArguments, training: TrainingArguments) -> None:
+    if training.n_gpu > 1:
+        raise ConfigError(f"{training.n_gpu} GPUs in one process: start duet-train with torchrun or accelerate launch")
+    if duet.lora is not None and (training.fsdp or training.deepspeed):
+        raise ConfigError("lora goes with neither fsdp nor deepspeed: what they shard cannot be merged")
 
 
 def train(duet: DuetArguments, training: TrainingArguments) -> Path:
     """Train, go on where an earlier run was cut off, and write a checkpoint that a server loads; its directory."""
     trainer = make_trainer(duet, training)
     output = Path(training.output_dir)
-    last = get_last_checkpoint(str(output)) if duet.resume and output.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    if duet.lora:
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if duet.resume else None)
+    if duet.lora is not None:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     return output
@@ -111,7 +65,7 @@ def main() -> None:
     words = parser.parse_args()
     try:
         output = train(*read_arguments(words.config, words.overrides))
-    except (ConfigError, SettingsError, BadDataError) as error:
+    except (ConfigError, SettingsError, BadDataError, OSError) as error:
         sys.exit(f"duet-train: {error}")
     print(f"duet-train: done; serve it with: duet-server serve {output}")
 

@@ -27,14 +27,10 @@ class EncodedImages(NamedTuple):
     """[images, 1 + N, heads, d], its raw keys, detached."""
 
 
-def encode(tower: nn.Module, pixel_values: Tensor, feature_layer: int) -> EncodedImages:
-    """Run a CLIP tower on ``[images, 3, H, W]``, no further than ``feature_layer``.
-
-    ``feature_layer`` counts as ``vision_feature_layer`` does: 0 is the embeddings, -1 the last layer's output.
-    """
+def encode(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> EncodedImages:
+    """Run the first ``num_layers`` layers of a CLIP tower, one at least, on ``[images, 3, H, W]``."""
     layers = tower.encoder.layers
-    num_layers = feature_layer % (len(layers) + 1)
-    assert num_layers >= 1, f"no layer produces vision_feature_layer={feature_layer}"
+    assert num_layers >= 1, f"{num_layers=}: the embeddings have no attention to choose by"
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
     for layer in layers[: num_layers - 1]:
         hidden = layer(hidden, attention_mask=None)

@@ -12,7 +12,7 @@ from tests.golden_cases import golden_cases
 from tests.serving.shared.playground_page import CHAT, PREVIEW, asked, kinds_of_patches
 
 PICTURE = golden_cases("llava_mha")[0].picture_path
-QUESTION = "What is in this picture?"
+QUESTION = "What is in the picture?"
 MARKUP = '<img src=x onerror="document.title=1"> & <b>bold</b>'
 
 

@@ -12,8 +12,6 @@ from duet_training.demo.scene import (
     RADII,
     Thing,
     make_scene,
-    scene_from_json,
-    scene_to_json,
 )
 
 SCENES = [make_scene(np.random.default_rng(seed)) for seed in range(200)]
@@ -48,4 +46,3 @@ def test_place(x: int, y: int, place: str):
 
 def test_scenes_are_those_of_their_seed():
     assert make_scene(np.random.default_rng(3)) == SCENES[3] != SCENES[4]
-    assert scene_from_json(scene_to_json(SCENES[3])) == SCENES[3]

@@ -1,12 +1,33 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
-from transformers import AutoImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from duet_training.demo.data import TOWER_SET, picture
-from duet_training.demo.scene import COLORS, KINDS, Thing
-from duet_training.demo.tower import NOTHING, AttributeModel, SceneDataset, count_targets, normalized, patch_targets
+from duet_training.demo.scene import COLORS, KINDS, PLACES, Thing
+from duet_training.demo.tower import (
+    NOTHING,
+    PATCH_WORDS,
+    AttributeModel,
+    LinearHead,
+    SceneDataset,
+    WordHead,
+    count_targets,
+    normalized,
+    patch_targets,
+)
 from tests.golden_cases import checkpoint_path
 
 SCENE = (Thing("circle", "", "red", "small", 21, 35, 10), Thing("digit", "7", "blue", "large", 120, 120, 16))
@@ -41,14 +62,33 @@ def test_pixels_are_the_processors():
     np.testing.assert_allclose(normalized(drawn, processor), expected, atol=1e-5)
 
 
-def test_a_few_steps_lower_the_loss():
+def test_places_are_words_too():
+    place = patch_targets(SCENE, patch_size=14)["place"].reshape(12, 12)
+    assert PLACES[place[2, 1]] == "top left"
+    assert place[0, 11] == NOTHING
+
+
+def model_with(head: Callable[[LlavaForConditionalGeneration], nn.Module]) -> AttributeModel:
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
+    vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=168, patch_size=14
     )
-    model = AttributeModel(CLIPVisionModel(config), feature_layer=-2)
+    text = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=261)
+    llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+    return AttributeModel(llava.model.vision_tower, -2, head(llava))
+
+
+def words(llava: LlavaForConditionalGeneration) -> WordHead:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path("llava_mha"))
+    return WordHead(llava.model.multi_modal_projector, llava.get_input_embeddings(), tokenizer)
+
+
+@pytest.mark.parametrize("head", [lambda _: LinearHead(32), words], ids=["linear", "words"])
+def test_a_few_steps_lower_the_loss(head):
+    model = model_with(head)
     processor = AutoImageProcessor.from_pretrained(checkpoint_path("llava_mha"))
-    batch = torch.utils.data.default_collate([SceneDataset(8, 0, processor, 14)[idx] for idx in range(8)])
+    dataset = SceneDataset(range(8), 0, processor, 14)
+    batch = torch.utils.data.default_collate([dataset[idx] for idx in range(8)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -57,4 +97,14 @@ def test_a_few_steps_lower_the_loss():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.8 * losses[0], losses
+
+
+def test_a_patch_is_scored_by_the_words_for_it():
+    head = model_with(words).patch_head
+    ids = head.token_ids[KINDS.index("star")]
+    star = head.embeddings.weight[ids].mean(dim=0)
+    head.projector = nn.Identity()
+    logits = head(star[None])
+    assert logits.shape == (1, 1 + sum(map(len, PATCH_WORDS.values())))
+    assert logits.argmax() == 1 + KINDS.index("star")

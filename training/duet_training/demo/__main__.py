@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,34 +19,52 @@ from duet_training.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUESTIONS_PER_PICTURE = 8
-logger = logging.getLogger(__name__)
 
 
-def build(folder: Path, seed: int, num_tower_pictures: int, num_pictures: int, overrides: Sequence[str] = ()) -> Path:
-    """Write tower, data and both models below ``folder``; what is there already stays. The checkpoint to be shipped."""
-    tower, uncompressed, compressed = (folder / name for name in ("tower", "uncompressed", "compressed"))
+def build(folder: Path, seed: int, pictures: Sequence[int], overrides: Sequence[str] = ()) -> Path:
+    """Write tower, data and both models below ``folder``; what is there already stays. The checkpoint to be shipped.
+
+    ``pictures`` are how many the tower sees by itself, how many together with words, and how many are asked about.
+    """
+    num_alone, num_with_words, num_asked = pictures
+    untrained, tower, uncompressed, compressed = (
+        folder / name for name in ("untrained", "tower", "uncompressed", "compressed")
+    )
     if not (tower / "done").exists():
-        write_untrained(tower, seed)
-        pretrain_tower(tower, num_tower_pictures, seed)
-        align_words(tower, num_tower_pictures, seed)
+        write_untrained(untrained, seed)
+        shutil.copytree(untrained, tower, dirs_exist_ok=True)
+        pretrain_tower(tower, num_alone, seed)
+        align_words(tower, num_with_words, seed)
         (tower / "done").touch()
     data = folder / "data" / "conversations.json"
     if not data.exists():
-        write_training_set(data.parent, num_pictures, QUESTIONS_PER_PICTURE, seed)
+        write_training_set(data.parent, num_asked, QUESTIONS_PER_PICTURE, seed)
     for name, start, output in (("demo", tower, uncompressed), ("demo_compressed", uncompressed, compressed)):
         if (output / "model.safetensors").exists():
             continue
         paths = {"model": start, "data": data, "images": data.parent, "output_dir": output, "seed": seed}
         words = [*(f"{key}={value}" for key, value in paths.items()), *overrides]
         train(*read_arguments(CONFIGS / f"{name}.yaml", words))
-    return ship(compressed, folder / "shipped")
+    return ship(compressed, untrained, folder / "shipped")
 
 
-def ship(checkpoint: Path, target: Path) -> Path:
-    """The checkpoint in bfloat16, without what only training needs."""
-    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    model.save_pretrained(target)
+def ship(checkpoint: Path, untrained: Path, target: Path) -> Path:
+    """The checkpoint's weights in bfloat16 beside the files that the untrained one has."""
+    LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(target)
+    for name in _FILES:
+        shutil.copyfile(untrained / name, target / name)
     return target
+
+
+_FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 def main() -> None:
@@ -53,11 +72,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where everything is written; a run that was cut off goes on there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in the place of the configurations'")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-pictures", type=int, default=110_000)
-    parser.add_argument("--pictures", type=int, default=48_000)
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        nargs=3,
+        default=(110_000, 80_000, 48_000),
+        help="for the tower alone, with words, and to be asked about (%(default)s)",
+    )
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    print(build(words.folder, words.seed, words.tower_pictures, words.pictures, words.overrides))
+    print(build(words.folder, words.seed, words.pictures, words.overrides))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,14 +58,6 @@ def make_scene(rng: np.random.Generator) -> Scene:
             break
         things.append(thing)
     return tuple(things)
-
-
-def scene_from_json(things: list[dict[str, Any]]) -> Scene:
-    return tuple(Thing(**thing) for thing in things)
-
-
-def scene_to_json(scene: Scene) -> list[dict[str, Any]]:
-    return [asdict(thing) for thing in scene]
 
 
 def _place_thing(rng: np.random.Generator, kind: str, color: str, others: list[Thing]) -> Thing | None:

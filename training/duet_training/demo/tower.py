@@ -163,7 +163,8 @@ def align_words(checkpoint: Path, num_pictures: int, seed: int, **overrides: Any
     embeddings = model.get_input_embeddings()
     nn.init.normal_(embeddings.weight, std=embeddings.embedding_dim**-0.5)
     head = WordHead(model.model.multi_modal_projector, embeddings, AutoTokenizer.from_pretrained(checkpoint))
-    _train(model, head, checkpoint, range(num_pictures, 2 * num_pictures), seed, overrides)
+    slower = {"learning_rate": 8e-4, **overrides}
+    _train(model, head, checkpoint, range(num_pictures, 2 * num_pictures), seed, slower)
     model.lm_head.weight.data.copy_(embeddings.weight)
     model.save_pretrained(checkpoint)
 

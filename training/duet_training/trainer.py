@@ -1,0 +1,55 @@
+"""Transformers' Trainer, but for the lengths of our samples and the names in our checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from duet_training.modeling import DuetLlava
+
+
+class LengthSampler(LengthGroupedSampler):
+    """Batches of like lengths in an order that seed and epoch alone decide, so that a resumed run finds it again."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Any:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+class DuetTrainer(Trainer):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthSampler(batch_size, list(dataset.lengths), self.args.seed)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """A checkpoint of the whole model has the published names, which Trainer would pass over without a word."""
+        is_whole = isinstance(self.model, DuetLlava) and not self.is_fsdp_enabled
+        if not is_whole:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = DuetLlava.from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
+
+
+def last_whole_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint that was written to its end; one that was cut off lacks the trainer's state."""
+    folders = [path.parent for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))) if folders else None
