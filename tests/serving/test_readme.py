@@ -36,7 +36,7 @@ def ask(server: RunningServer, **fields: Any) -> dict[str, Any]:
 def test_the_request_that_it_shows(server):
     assert f'"text": "{QUESTION}"' in README
     assert "docs/shapes.png" in README
-    shown = re.search(r'"content": "(\w+)".*?"usage": (\{.*?), …\}\n```', README, re.DOTALL)
+    shown = re.search(r'"content": " (\w+)"\n"usage": (\{.*?), …\}\n```', README, re.DOTALL)
     answer = ask(server, compression="aggressive")
     assert answer["choices"][0]["message"]["content"].strip() == shown.group(1)
     usage = json.loads(shown.group(2).replace(', "settings": {…}', "") + "}")
