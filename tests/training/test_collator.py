@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 from transformers import AutoProcessor, LlavaProcessor
 
 from duet_server.plan import CompressionSettings, guiding_rows, make_layout
@@ -247,9 +246,3 @@ def test_settings_are_drawn_anew_and_again_the_same():
     assert drawn(collator(OFF, SMALL, SALIENT, seed=1)) == first
     assert drawn(collator(OFF, SMALL, SALIENT, seed=2)) != first
     assert set(drawn(collator(SMALL))) == {SMALL}
-
-
-def test_workers_draw_what_the_process_itself_does():
-    rows = dataset(*[([], "Hm?", "A")] * 32)
-    loader = DataLoader(rows, 1, num_workers=2, collate_fn=collator(OFF, SMALL))
-    assert [batch["compression"] for batch in loader] == drawn(collator(OFF, SMALL), 32)

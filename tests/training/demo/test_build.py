@@ -13,7 +13,14 @@ from duet_training.demo.model import TEXT, write_untrained
 
 
 def test_one_call_builds_what_ships(tmp_path):
-    overrides = ["max_steps=2", "per_device_train_batch_size=4", "compile=false", "disable_tqdm=true"]
+    # No worker: engines of other tests leave OpenMP threads in this process, which a fork does not survive.
+    overrides = [
+        "dataloader_num_workers=0",
+        "max_steps=2",
+        "per_device_train_batch_size=4",
+        "compile=false",
+        "disable_tqdm=true",
+    ]
     shipped = build(tmp_path, 0, (64, 64, 8), overrides)
 
     assert {path.name for path in shipped.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
