@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from duet_training.demo import tower
 from duet_training.demo.__main__ import build
 from duet_training.demo.model import TEXT, write_untrained
 
 
-def test_one_call_builds_what_ships(tmp_path):
-    # No worker: engines of other tests leave OpenMP threads in this process, which a fork does not survive.
+def test_one_call_builds_what_ships(tmp_path, monkeypatch):
+    # No workers: engines of other tests leave OpenMP threads in this process, which a fork does not survive.
+    monkeypatch.setitem(tower._TRAINING, "dataloader_num_workers", 0)
     overrides = [
         "dataloader_num_workers=0",
         "max_steps=2",
