@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
+from duet_server import random_llava
 from duet_server.demo import DEMO_MARK
 from duet_server.random_llava import SPECIAL_TOKENS, write_llava_without_weights
 from duet_training.demo.data import TRAINING_SET, picture
@@ -21,33 +22,22 @@ from duet_training.demo.scene import CANVAS
 
 VOCAB_SIZE = 512
 VISION: dict[str, Any] = {
-    "model_type": "clip_vision_model",
+    **random_llava.VISION,
     "hidden_size": 160,
     "intermediate_size": 480,
     "num_hidden_layers": 6,
     "num_attention_heads": 5,
     "image_size": CANVAS,
-    "patch_size": 14,
     "projection_dim": 160,
     "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
 }
 TEXT: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
+    **random_llava.TEXT,
     "hidden_size": 192,
     "intermediate_size": 512,
-    "num_hidden_layers": 8,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "vocab_size": VOCAB_SIZE,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 3,
-    "torch_dtype": "float32",
-    "tie_word_embeddings": False,
 }
 # From the names that transformers gives its modules to those of the published LLaVA checkpoints, which servers load.
 PUBLISHED_NAMES = (

@@ -44,10 +44,8 @@ Asked = tuple[str, str] | None
 
 
 def _color(scene: Scene, rng: np.random.Generator) -> Asked:
-    thing = _pick(rng, _unique(scene, lambda thing: thing.kind))
-    if thing is None:
-        return None
-    return _word(rng, "What color is the {}?", "Which color does the {} have?").format(thing.kind), thing.color
+    wordings = "What color is the {}?", "Which color does the {} have?"
+    return _of_one(scene, rng, wordings, lambda thing: thing.kind, lambda thing: thing.color)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -64,10 +62,22 @@ def _count(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _place(scene: Scene, rng: np.random.Generator) -> Asked:
-    thing = _pick(rng, _unique(scene, lambda thing: thing.name))
+    wordings = "Where is the {}?", "In which part is the {}?"
+    return _of_one(scene, rng, wordings, lambda thing: thing.name, lambda thing: thing.place)
+
+
+def _of_one(
+    scene: Scene,
+    rng: np.random.Generator,
+    wordings: Sequence[str],
+    called: Callable[[Thing], str],
+    answer: Callable[[Thing], str],
+) -> Asked:
+    """About a thing that what it is called tells from all others."""
+    thing = _pick(rng, _unique(scene, called))
     if thing is None:
         return None
-    return _word(rng, "Where is the {}?", "In which part is the {}?").format(thing.name), thing.place
+    return _word(rng, *wordings).format(called(thing)), answer(thing)
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -79,7 +89,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
     relations = [
         words
         for words, distance in (
-            (("left of", "right of"), second.x - first.x),
+            (("to the left of", "to the right of"), second.x - first.x),
             (("above", "below"), second.y - first.y),
         )
         if distance >= _CLEARLY
@@ -88,8 +98,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
     if rng.integers(2):
         first, second, forward, backward = second, first, backward, forward
     is_true = bool(rng.integers(2))
-    text = f"Is the {first.name} {forward if is_true else backward} the {second.name}?"
-    return (text.replace(" left of", " to the left of").replace(" right of", " to the right of")), _yes_no(is_true)
+    return f"Is the {first.name} {forward if is_true else backward} the {second.name}?", _yes_no(is_true)
 
 
 def _reading(scene: Scene, rng: np.random.Generator) -> Asked:
