@@ -64,10 +64,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in the place of the file's")
     words = parser.parse_args()
     try:
-        output = train(*read_arguments(words.config, words.overrides))
+        duet, training = read_arguments(words.config, words.overrides)
+        output = train(duet, training)
     except (ConfigError, SettingsError, BadDataError, OSError) as error:
         sys.exit(f"duet-train: {error}")
-    print(f"duet-train: done; serve it with: duet-server serve {output}")
+    if training.should_save:  # one of the processes says so
+        print(f"duet-train: done; serve it with: duet-server serve {output}")
 
 
 if __name__ == "__main__":
