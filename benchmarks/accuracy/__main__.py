@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from benchmarks.accuracy import lmms, report, synthetic
-
-FAMILIES = {"synthetic": synthetic.main, "lmms-eval": lmms.main, "report": report.main}
+# Modules, each imported when it is asked for: lmms-eval has an environment without the servers' packages.
+FAMILIES = {"synthetic": "synthetic", "lmms-eval": "lmms", "report": "report"}
 ABOUT = """\
   synthetic   questions about drawn pictures, under every method and budget, against any OpenAI-compatible endpoint
   lmms-eval   TextVQA, GQA, POPE, MME and SQA by lmms-eval, with DUET's own settings, against a running duet-server
@@ -17,7 +17,7 @@ ABOUT = """\
 
 def main(words: Sequence[str]) -> None:
     if words and words[0] in FAMILIES:
-        FAMILIES[words[0]](words[1:])
+        importlib.import_module(f"benchmarks.accuracy.{FAMILIES[words[0]]}").main(words[1:])
         return
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy",

@@ -20,9 +20,10 @@ TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=600)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was said, and what ``usage.compression`` tells of it; None where the server reports none."""
+    """What was said, in how many tokens, and what ``usage.compression`` tells; None where the server reports none."""
 
     text: str
+    num_tokens: int | None = None
     layer_average: float | None = None
     reduction: float | None = None
 
@@ -75,10 +76,11 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         async with self._places, self._session.post("v1/chat/completions", data=body, headers=headers) as response:
             answer = await _read(response)
-        text = answer["choices"][0]["message"]["content"] or ""
-        if usage := (answer.get("usage") or {}).get("compression"):
-            return Answer(text, usage["visual_tokens"]["layer_average"], usage["reduction"])
-        return Answer(text)
+        text, usage = answer["choices"][0]["message"]["content"] or "", answer.get("usage") or {}
+        tokens = usage.get("completion_tokens")
+        if reported := usage.get("compression"):
+            return Answer(text, tokens, reported["visual_tokens"]["layer_average"], reported["reduction"])
+        return Answer(text, tokens)
 
 
 def open_session(base_url: str, api_key: str | None) -> aiohttp.ClientSession:

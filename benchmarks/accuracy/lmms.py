@@ -42,10 +42,12 @@ def check(args: argparse.Namespace, log: Path) -> tuple[Mapping[str, Any], list[
             traceback.print_exception(error)
             failures.append(f"{compression}: {error!r}")
     failures += [f"{entry['compression']}: {entry['failed']} requests failed" for entry in settings if entry["failed"]]
-    off = next((entry["scores"] for entry in settings if entry["compression"] == OFF), None)
+    off = next((entry for entry in settings if entry["compression"] == OFF), None)
     for entry in settings:
-        entry["kept"] = kept(entry["scores"], off) if off else None
-    return {"family": "lmms-eval", "lmms_eval": version("lmms-eval"), "settings": settings}, failures
+        whole = off is not None and not off["failed"] and not entry["failed"]
+        entry["kept"] = kept(entry["scores"], off["scores"]) if whole else None
+    about = {"family": "lmms-eval", "lmms_eval": version("lmms-eval"), "limit": args.limit}
+    return {**about, "settings": settings}, failures
 
 
 def load_tasks(names: Sequence[str]) -> list[Any]:
@@ -90,7 +92,9 @@ def evaluate(
 
 
 def served_model(base_url: str) -> str:
-    with urllib.request.urlopen(f"{base_url.rstrip('/')}/models", timeout=30) as response:
+    headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
+    request = urllib.request.Request(f"{base_url.rstrip('/')}/models", headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)["data"][0]["id"]
 
 
@@ -105,7 +109,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="(%(default)s)")
     parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (%(default)s)")
-    parser.add_argument("--limit", type=int, help="questions of each task, the first ones (all)")
+    parser.add_argument("--limit", type=int, help="questions of each task, the first ones; MME goes by pairs (all)")
     args = parser.parse_args(words)
     args.output = args.output or outcome.RESULTS / f"accuracy-lmms-eval-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     return args

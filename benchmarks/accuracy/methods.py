@@ -22,6 +22,7 @@ from duet_server.plan.presets import OTHER_PRESETS
 from duet_server.plan.settings import CUSTOM, DEFAULT_CLUSTER_WIDTH
 
 OFF = "off"
+DUET = "DUET, salient"  # as the authors have it
 PYRAMID_DEPTHS = tuple(depth for depth, _ in OTHER_PRESETS["pyramiddrop"].schedule or ())
 ((FASTV_LAYER, _),) = OTHER_PRESETS["fastv"].schedule or ()
 VISIONZIP_COUNTS = OTHER_PRESETS["visionzip"].counts or (0, 0)
@@ -144,7 +145,7 @@ def _pyramid_layers(num_layers: int) -> tuple[int, ...]:
 
 
 METHODS = (
-    Method("DUET, salient", partial(_duet, "salient")),
+    Method(DUET, partial(_duet, "salient")),
     Method("DUET, all", partial(_duet, "all")),
     Method("DUET, last", partial(_duet, "last")),
     Method("DUET's stage 1", _duet_stage1),

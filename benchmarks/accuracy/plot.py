@@ -51,8 +51,8 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     figure = figure_class()(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(len(visits), 2, squeeze=False, sharey=True)
     for (over_tokens, over_gain), (name, visit) in zip(panels, visits.items(), strict=True):
-        _draw_over_tokens(over_tokens, name, visit, figures["one_answer"]["macro"])
-        _draw_over_gain(over_gain, name, visit, figures["one_answer"]["macro"])
+        _draw_over_tokens(over_tokens, name, visit, figures["one_answer"]["mean"])
+        _draw_over_gain(over_gain, name, visit, figures["one_answer"]["mean"])
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=3.2)
     figure.savefig(path)
@@ -76,13 +76,13 @@ def _draw_over_tokens(panel: Any, name: str, visit: Mapping[str, Any], one_answe
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticklabels([f"{budget:.0f}\n{budget / visit['num_patches']:.0%}" for budget in budgets])
     panel.set_xlabel("visual tokens, averaged over layers")
-    panel.set_ylabel("accuracy kept, % of uncompressed")
+    panel.set_ylabel("accuracy kept ± standard error, % of uncompressed")
     _label(panel, name, visit, one_answer)
 
 
 def _draw_over_gain(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:
     _draw_curves(panel, visit["points"], "gain")
-    panel.set_xlabel("requests/s over those of off")
+    panel.set_xlabel("requests/s over those of off, median")
     panel.xaxis.set_major_formatter("{x:g}x")
     _label(panel, name, visit, one_answer)
 
@@ -90,14 +90,17 @@ def _draw_over_gain(panel: Any, name: str, visit: Mapping[str, Any], one_answer:
 def _draw_curves(panel: Any, points: Sequence[Point], over: str) -> None:
     for method in (method.name for method in METHODS):
         chosen = curve(points, method)
-        x, y = [point[over] for point in chosen], [100 * (point["kept"] or 0) for point in chosen]
-        if chosen:
-            panel.plot(x, y, label=method, markersize=6, alpha=0.9, **{"linewidth": 1.5, **STYLES[method]})
+        if not chosen:
+            continue
+        x = [point[over] for point in chosen]
+        y, error = ([100 * (point[key] or 0) for point in chosen] for key in ("kept", "kept_error"))
+        look = {"markersize": 6, "alpha": 0.9, "linewidth": 1.5, "elinewidth": 0.8, **STYLES[method]}
+        panel.errorbar(x, y, error, label=method, **look)
 
 
 def _label(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:
     """Titles, and the line that one and the same answer to every question of a type reaches."""
-    off = next(point for point in visit["points"] if point["method"] == OFF)["accuracy"]["macro"]
+    off = next(point for point in visit["points"] if point["method"] == OFF)["accuracy"]["mean"]
     if off:
         panel.axhline(100 * one_answer / off, color="black", linewidth=1, linestyle=(0, (1, 2)), label="one answer")
     panel.set_title(f"{name} (100 is {100 * off:.1f} % right)", loc="left", fontsize=11)

@@ -21,15 +21,20 @@ def score(question_type: str, answer: str, right: str) -> float:
 
 
 def accuracy(questions: Sequence[Question], scores: Sequence[float]) -> dict[str, Any]:
-    """Means by type, over questions and over types, and the standard error of the mean over questions."""
-    by_type = {name: statistics.mean(found) for name, found in _by_type(questions, scores).items()}
-    spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+    """The mean over types with its standard error, and each type's; of differences between two methods, theirs."""
+    by_type = _by_type(questions, scores)
+    variance = sum(statistics.variance(found) / len(found) for found in by_type.values() if len(found) > 1)
+    means = {name: statistics.mean(found) for name, found in by_type.items()}
     return {
-        "by_type": by_type,
-        "mean": statistics.mean(scores),
-        "macro": statistics.mean(by_type.values()),
-        "standard_error": spread / math.sqrt(len(scores)),
+        "mean": statistics.mean(means.values()),
+        "standard_error": math.sqrt(variance) / len(by_type),
+        "by_type": means,
     }
+
+
+def minus(scores: Sequence[float], others: Sequence[float], share: float = 1.0) -> list[float]:
+    """Question by question, ``scores`` less a share of the others'."""
+    return [score - share * other for score, other in zip(scores, others, strict=True)]
 
 
 def score_all(questions: Sequence[Question], answers: Iterable[str]) -> list[float]:

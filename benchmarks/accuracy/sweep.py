@@ -18,19 +18,15 @@ from benchmarks.accuracy.scoring import accuracy, score_all
 
 @dataclass(slots=True)
 class Measured:
-    """What a setting's questions were answered so far, by question id, and the seconds that it took."""
+    """What a setting's questions were answered so far, by question id, and the seconds that each block took."""
 
     setting: Setting
     answers: dict[str, Answer] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def requests_per_second(self) -> float:
-        return len(self.answers) / self.seconds
+    seconds: list[float] = field(default_factory=list)
 
     def add(self, questions: Sequence[Question], answers: Sequence[Answer], seconds: float) -> None:
         self.answers |= {question.id: answer for question, answer in zip(questions, answers, strict=True)}
-        self.seconds += seconds
+        self.seconds.append(seconds)
 
 
 async def sweep(
@@ -68,22 +64,30 @@ async def sweep(
 
 
 def points(questions: Sequence[Question], measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """A curve's points: accuracy, visual tokens as the server reported them, requests/s and their gain over ``off``."""
+    """A curve's points: scores, accuracy, visual tokens as the server reported them, requests/s.
+
+    Their gain over ``off`` is taken block by block: the median, the least and the most.
+    """
     (off,) = (entry for entry in measured if entry.setting == UNCOMPRESSED)
     return [_point(questions, entry, off) for entry in measured]
 
 
 def _point(questions: Sequence[Question], entry: Measured, off: Measured) -> dict[str, Any]:
     setting, answers = entry.setting, [entry.answers[question.id] for question in questions]
+    scores = score_all(questions, [answer.text for answer in answers])
+    gains = [off_seconds / seconds for off_seconds, seconds in zip(off.seconds, entry.seconds, strict=True)]
     return {
         "method": setting.method,
         "share": setting.share,
         "compression": setting.compression,
         "layer_average": _mean([answer.layer_average for answer in answers]),
         "reduction": _mean([answer.reduction for answer in answers]),
-        "requests_per_second": entry.requests_per_second,
-        "gain": entry.requests_per_second / off.requests_per_second,
-        "accuracy": accuracy(questions, score_all(questions, [answer.text for answer in answers])),
+        "answer_tokens": _mean([answer.num_tokens for answer in answers]),
+        "requests_per_second": len(answers) / sum(entry.seconds),
+        "gain": statistics.median(gains),
+        "gain_range": (min(gains), max(gains)),
+        "accuracy": accuracy(questions, scores),
+        "scores": scores,
     }
 
 

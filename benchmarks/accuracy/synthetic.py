@@ -23,7 +23,7 @@ from benchmarks.accuracy import plot, report
 from benchmarks.accuracy.methods import SELECTIONS
 from benchmarks.accuracy.questions import Question, read_questions
 from benchmarks.accuracy.scoring import one_answer_baseline
-from benchmarks.accuracy.visits import Visit, visit_checkpoint, visit_endpoint
+from benchmarks.accuracy.visits import FLAGS, Visit, visit_checkpoint, visit_endpoint
 
 SHARES = (0.33, 0.22, 0.11, 0.07)
 ENDPOINT = "endpoint"
@@ -76,7 +76,11 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser = outcome.parser("accuracy", __doc__)
     parser.prog = "python -m benchmarks.accuracy synthetic"
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--base-url", help="an OpenAI-compatible endpoint; OPENAI_API_KEY goes along if it is set")
+    asked.add_argument(
+        "--base-url",
+        help="an OpenAI-compatible endpoint; OPENAI_API_KEY goes along if it is set. Its caches make later settings "
+        f"look faster: for requests/s start it with {' '.join(FLAGS[:3])}",
+    )
     asked.add_argument(
         "--serve", type=_checkpoint, action="append", metavar="[NAME=]CHECKPOINT", help="start duet-server; repeatable"
     )

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.accuracy.lmms_benchmarks import BENCHMARKS, PAPER_KEPT
+from benchmarks.accuracy.methods import DUET, OFF
 
 SYNTHETIC_LEGEND = """\
 {questions} held-out questions. Visual tokens are averaged over layers, as the server reported them; the budget is a
-share of all of them, which a method meets from below. Requests/s and their gain over `off` are of one server, side by
-side. Accuracy in %: mean over questions with its standard error, mean over types, how much of the uncompressed model's
-the latter is, and by type. The last row is the answer that is right most often, given to every question of its type."""
+share of all of them, which a method meets from below. PyramidDrop and FastV drop at their own layers, and keep less
+there until they meet it. Requests/s, and their gain over `off` (median of the blocks, least and most), are of one
+server, side by side; those of random keep and uniform pooling pay for scores that they do not use. Accuracy in %: mean
+over types; kept, its share of the uncompressed model's; lead, what it has over "{duet}" at the same budget, in points;
+then by type. All with standard errors, those of kept and lead from both answers to each question. The last row is the
+answer that is right most often, given to every question of its type."""
 LMMS_LEGEND = """\
 By lmms-eval. Visual tokens are averaged over layers and requests, as the server reported them. GQA, SQA and TextVQA:
 accuracy in %; POPE: F1 in %; MME: perception and cognition, summed. Kept is the mean over benchmarks of the share of
@@ -26,7 +30,7 @@ def render(figures: Mapping[str, Any]) -> str:
 
 def _synthetic(figures: Mapping[str, Any]) -> str:
     types = list(figures["one_answer"]["by_type"])
-    parts = [SYNTHETIC_LEGEND.format(questions=figures["questions"])]
+    parts = [SYNTHETIC_LEGEND.format(questions=figures["questions"], duet=DUET)]
     for name, visit in figures["checkpoints"].items():
         parts += [f"## {name}", _points_table(visit, figures["one_answer"], types)]
         parts += ["Left out:\n\n" + "\n".join(f"- {line}" for line in visit["left_out"])] if visit["left_out"] else []
@@ -34,12 +38,12 @@ def _synthetic(figures: Mapping[str, Any]) -> str:
 
 
 def _points_table(visit: Mapping[str, Any], one_answer: Mapping[str, Any], types: Sequence[str]) -> str:
-    headings = ["method", "budget", "visual tokens", "reduction", "requests/s", "gain", "mean", "macro", "kept", *types]
+    costs = ["visual tokens", "answer tokens", "requests/s", "gain"]
+    headings = ["method", "budget", *costs, "accuracy", "kept", "lead", *types]
     rows = [
-        [_name(point), f"{point['share']:.0%}", *_costs(point), *_accuracy(point["accuracy"], point["kept"], types)]
-        for point in visit["points"]
+        [_name(point), f"{point['share']:.0%}", *_costs(point), *_accuracy(point, types)] for point in visit["points"]
     ]
-    rows.append(["one answer", *[""] * 5, *_accuracy(one_answer, None, types)])
+    rows.append(["one answer", *[""] * 5, *_accuracy({"accuracy": one_answer}, types)])
     return markdown(headings, rows)
 
 
@@ -49,16 +53,19 @@ def _name(point: Mapping[str, Any]) -> str:
 
 
 def _costs(point: Mapping[str, Any]) -> list[str]:
-    gain = [f"{point['requests_per_second']:.1f}", f"{point['gain']:.2f}x"]
-    if point["layer_average"] is None:
-        return ["", "", *gain]
-    return [f"{point['layer_average']:.1f}", f"{point['reduction']:.1%}", *gain]
+    tokens = ["" if point[key] is None else f"{point[key]:.1f}" for key in ("layer_average", "answer_tokens")]
+    gain = "{:.2f}x ({:.2f} to {:.2f})".format(point["gain"], *point["gain_range"])
+    return [*tokens, f"{point['requests_per_second']:.1f}", gain]
 
 
-def _accuracy(accuracy: Mapping[str, Any], kept: float | None, types: Sequence[str]) -> list[str]:
-    mean = f"{_percent(accuracy['mean'])} ± {_percent(accuracy['standard_error'])}"
-    by_type = [_percent(accuracy["by_type"][name]) for name in types]
-    return [mean, _percent(accuracy["macro"]), "" if kept is None else _percent(kept), *by_type]
+def _accuracy(point: Mapping[str, Any], types: Sequence[str]) -> list[str]:
+    found, kept, lead = point["accuracy"], "", ""
+    if point.get("kept") is not None and point["method"] != OFF:
+        kept = f"{_percent(point['kept'])} ± {_percent(point['kept_error'])}"
+    if point.get("lead") is not None and point["method"] != DUET:
+        lead = f"{100 * point['lead']['mean']:+.1f} ± {_percent(point['lead']['standard_error'])}"
+    mean = f"{_percent(found['mean'])} ± {_percent(found['standard_error'])}"
+    return [mean, kept, lead, *(_percent(found["by_type"][name]) for name in types)]
 
 
 def _percent(share: float) -> str:
@@ -75,15 +82,17 @@ def _lmms(figures: Mapping[str, Any]) -> str:
     names = [benchmark.name for benchmark in BENCHMARKS]
     headings = ["compression", "visual tokens", *names, "kept", "kept in the paper"]
     paper = {benchmark.name: benchmark.paper for benchmark in BENCHMARKS}
-    rows = [_lmms_row(entry) for entry in figures["settings"]]
+    rows = [_lmms_row(entry, is_whole=figures["limit"] is None) for entry in figures["settings"]]
     rows.append(["paper, uncompressed", "576.0", *_scores(paper), "", ""])
     return f"{LMMS_LEGEND}\n\n{markdown(headings, rows)}"
 
 
-def _lmms_row(entry: Mapping[str, Any]) -> list[str]:
+def _lmms_row(entry: Mapping[str, Any], is_whole: bool) -> list[str]:
+    """The paper's mean stands only beside one of the same five benchmarks."""
     name = entry["compression"] if isinstance(entry["compression"], str) else json.dumps(entry["compression"])
     tokens = "" if entry["layer_average"] is None else f"{entry['layer_average']:.1f}"
-    shares = (entry["kept"], PAPER_KEPT.get(name))
+    compares = is_whole and entry["kept"] is not None and len(entry["scores"]) == len(BENCHMARKS)
+    shares = (entry["kept"], PAPER_KEPT.get(name) if compares else None)
     return [name, tokens, *_scores(entry["scores"]), *("" if share is None else _percent(share) for share in shares)]
 
 

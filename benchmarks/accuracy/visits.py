@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.accuracy.endpoint import Endpoint, open_session
 from benchmarks.accuracy.methods import (
+    DUET,
     METHODS,
     OFF,
     UNCOMPRESSED,
@@ -21,6 +22,7 @@ from benchmarks.accuracy.methods import (
     settings_for,
 )
 from benchmarks.accuracy.questions import Question
+from benchmarks.accuracy.scoring import accuracy, minus
 from benchmarks.accuracy.selection import OWN, plugin_environment, says_in_log
 from benchmarks.accuracy.sweep import points, say, sweep
 from benchmarks.servers import running_process
@@ -34,7 +36,7 @@ Visit = dict[str, Any]  # what one server says of itself, its points, and what i
 
 def visit_endpoint(args: argparse.Namespace, questions: Sequence[Question]) -> Visit:
     """What answers at ``--base-url``; nobody can replace its stage 1."""
-    return with_kept([asyncio.run(_ask(args, args.base_url, OWN, questions))])
+    return compared(questions, [asyncio.run(_ask(args, args.base_url, OWN, questions))])
 
 
 def visit_checkpoint(args: argparse.Namespace, checkpoint: str, questions: Sequence[Question], log: Path) -> Visit:
@@ -50,15 +52,27 @@ def visit_checkpoint(args: argparse.Namespace, checkpoint: str, questions: Seque
         with running_process(_command(args, checkpoint), log, **plugin_environment(selection)) as url:
             _check_selection(selection, log, start)
             visits.append(asyncio.run(_ask(args, url, selection, questions)))
-    return with_kept(visits)
+    return compared(questions, visits)
 
 
-def with_kept(visits: Sequence[Visit]) -> Visit:
-    """All visits as one, every point with what it keeps of the first uncompressed one's accuracy, mean over types."""
+def compared(questions: Sequence[Question], visits: Sequence[Visit]) -> Visit:
+    """All visits as one, every point beside the first uncompressed one and beside DUET at the same budget.
+
+    ``kept`` is its share of the uncompressed accuracy, ``lead`` its accuracy less DUET's; both with standard errors
+    from what the two scored on each question.
+    """
     found = [point for visit in visits for point in visit["points"]]
-    off = next(point for point in found if point["method"] == OFF)["accuracy"]["macro"]
-    for point in found:
-        point["kept"] = point["accuracy"]["macro"] / off if off else None
+    scores = [point.pop("scores") for point in found]
+    methods = [(point["method"], point["share"]) for point in found]
+    off = methods.index((OFF, 1.0))
+    whole = found[off]["accuracy"]["mean"]
+    for point, own in zip(found, scores, strict=True):
+        kept = point["accuracy"]["mean"] / whole if whole else None
+        point |= {"kept": kept, "kept_error": None, "lead": None}
+        if kept is not None:
+            point["kept_error"] = accuracy(questions, minus(own, scores[off], kept))["standard_error"] / whole
+        if (duet := (DUET, point["share"])) in methods:
+            point["lead"] = accuracy(questions, minus(own, scores[methods.index(duet)]))
     left_out = [line for visit in visits for line in visit["left_out"]]
     return {**visits[0], "points": found, "left_out": left_out}
 

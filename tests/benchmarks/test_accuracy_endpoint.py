@@ -50,7 +50,7 @@ class StandIn(ThreadingHTTPServer):
         usage = {"visual_tokens": {"layer_average": 144.0 if is_off else 10.0}, "reduction": 0.0 if is_off else 0.9306}
         return {
             "choices": [{"message": {"content": f" {said}\n" if right else "sorry"}}],
-            "usage": {"compression": usage} if self.description else {},
+            "usage": {"completion_tokens": len(said), **({"compression": usage} if self.description else {})},
         }
 
 
@@ -111,7 +111,7 @@ async def test_answers_come_in_order_and_say_what_they_took(server, questions):
     async with open_session(server.url, "key") as session:
         endpoint = await Endpoint.connect(session, concurrency=3)
         answers, seconds = await endpoint.ask(questions, {"visual_tokens": 10})
-    assert answers[:2] == [Answer("RED".join(" \n"), 10.0, 0.9306), Answer("sorry", 10.0, 0.9306)]
+    assert answers[:2] == [Answer("RED".join(" \n"), 3, 10.0, 0.9306), Answer("sorry", 3, 10.0, 0.9306)]
     assert answers[6].text == " BLUE\n"
     assert seconds > 0
     assert server.most_in_flight == 3
@@ -135,7 +135,7 @@ async def test_other_servers_are_asked_without_the_field(server, questions):
         endpoint = await Endpoint.connect(session, concurrency=2)
         assert not endpoint.has_compression
         answers, _ = await endpoint.ask(questions[:1], "off")
-    assert answers == [Answer(" RED\n")]
+    assert answers == [Answer(" RED\n", 3)]
     assert "compression" not in server.bodies[0]
 
 
@@ -150,7 +150,9 @@ async def test_settings_answer_blocks_in_turn(server, questions):
     off, duet = points(questions, measured)
     assert (off["accuracy"]["mean"], duet["accuracy"]["mean"]) == (1.0, 0.5)
     assert (off["gain"], duet["layer_average"], duet["reduction"]) == (1.0, 10.0, pytest.approx(0.9306))
-    assert duet["gain"] == duet["requests_per_second"] / off["requests_per_second"]
+    assert (off["answer_tokens"], duet["answer_tokens"]) == (3.5, 3.5)
+    gains = [a / b for a, b in zip(measured[0].seconds, measured[1].seconds, strict=True)]
+    assert (duet["gain"], duet["gain_range"]) == (sum(gains) / 2, (min(gains), max(gains)))
     assert duet["compression"] == {"visual_tokens": 10}
 
 
@@ -166,8 +168,10 @@ def test_a_whole_run_against_a_running_endpoint(server, questions, tmp_path):
     assert figures["one_answer"]["answers"] == {"color": "blue", "place": "blue"}
     assert [point["method"] for point in visit["points"]].count("DUET, salient") == 2
     assert {point["kept"] for point in visit["points"]} == {1.0, 0.5}
+    assert {point["lead"]["mean"] for point in visit["points"] if point["lead"]} == {0.0}
+    assert "scores" not in visit["points"][0]
     assert len(visit["left_out"]) == 2
-    assert "| DUET, all | 7% | 10.0 | 93.1% |" in out.with_suffix(".md").read_text()
+    assert "| DUET, all | 7% | 10.0 | 3.5 |" in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks.accuracy.questions import Question, read_questions
-from benchmarks.accuracy.scoring import accuracy, one_answer_baseline, score, score_all
+from benchmarks.accuracy.scoring import accuracy, minus, one_answer_baseline, score, score_all
 
 RIGHT = "small red letter K top left, large blue star top, large blue star bottom"
 
@@ -39,7 +39,7 @@ def test_a_description_is_worth_the_share_of_things_named_right(said, expected):
     assert score("description", said, RIGHT) == expected
 
 
-def test_accuracy_by_type_over_questions_and_over_types():
+def test_accuracy_by_type_and_over_types():
     questions = [
         question("color", "red"),
         question("color", "red"),
@@ -48,8 +48,17 @@ def test_accuracy_by_type_over_questions_and_over_types():
     ]
     found = accuracy(questions, score_all(questions, ["red", "green", "blue", "two"]))
     assert found["by_type"] == {"color": pytest.approx(2 / 3), "count": 1.0}
-    assert (found["mean"], found["macro"]) == (0.75, pytest.approx(5 / 6))
+    assert found["mean"] == pytest.approx(5 / 6)
+    assert found["standard_error"] == pytest.approx(math.sqrt((1 / 3) / 3) / 2)  # of two types, one of one question
+
+
+def test_methods_that_err_on_the_same_questions_differ_by_less_than_either_errs():
+    questions, scores, others = [question("color", "red")] * 4, [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+    found = accuracy(questions, minus(scores, others))
+    assert found["mean"] == 0.25
     assert found["standard_error"] == pytest.approx(math.sqrt(0.25 / 4))
+    assert found["standard_error"] < accuracy(questions, scores)["standard_error"]
+    assert minus(scores, others, 0.5) == [0.5, 1.0, 0.0, 0.0]
 
 
 def test_one_question_has_no_spread():
@@ -62,7 +71,7 @@ def test_the_answer_that_is_right_most_often():
     found = one_answer_baseline(questions)
     assert found["answers"] == {"color": "red", "description": "b"}
     assert found["by_type"] == {"color": pytest.approx(2 / 3), "description": 3 / 4}
-    assert found["macro"] == pytest.approx((2 / 3 + 3 / 4) / 2)
+    assert found["mean"] == pytest.approx((2 / 3 + 3 / 4) / 2)
 
 
 def test_between_equals_the_first_by_name():

@@ -76,7 +76,7 @@ def main() -> None:
         "--pictures",
         type=int,
         nargs=3,
-        default=(110_000, 80_000, 48_000),
+        default=(110_000, 80_000, 176_000),
         help="for the tower alone, with words, and to be asked about (%(default)s)",
     )
     words = parser.parse_args()
