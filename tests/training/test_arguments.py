@@ -47,7 +47,7 @@ def test_one_setting_of_several_each_batch(tmp_path):
 
 @pytest.mark.parametrize("config", [path for path in CONFIGS if "accelerate" not in path.name], ids=lambda p: p.stem)
 def test_our_own_configurations_are_read(config: Path):
-    duet, training = read_arguments(config, [*PATHS, "bf16=false"])
+    duet, training = read_arguments(config, [*PATHS, "use_cpu=true"])
     written = yaml.safe_load(config.read_text())
     sizes = {"vision_config": VISION, "text_config": TEXT} if config.stem.startswith("demo") else {}
     llava = LlavaConfig(**sizes)
@@ -74,6 +74,11 @@ def test_our_own_configurations_are_read(config: Path):
         ("max_length: 2k", "max_length is '2k'"),
         ("on_bad_data: ignore", "on_bad_data is 'ignore'; expected one of refuse, skip"),
         ("attention: eager", "attention is 'eager'"),
+        ("dtype: float16", "dtype is 'float16'; expected one of float32, bfloat16"),
+        ("lora: {r: 8}\ndtype: bfloat16", "needs bf16: true"),
+        ("label_smoothing_factor: 0.1", "label_smoothing_factor is 0.1; expected 0"),
+        ("resume_from_checkpoint: last", "resume goes on from the last checkpoint"),
+        ("save_only_model: true", "expected resume: false"),
         ("model: ''", "does not say model"),
         ("[1, 2]", "holds no keys"),
         ("a: [", "is no YAML"),

@@ -218,11 +218,12 @@ def test_a_sample_that_is_too_long_is_left_out(picture, caplog):
         collator()(list(rows))
 
 
-def test_a_batch_without_a_good_sample_raises(broken):
-    with pytest.raises(
-        BadDataError, match=r"a batch of 1 has no good sample, expected one: record 0 \(id 'id0'\): pict"
-    ):
-        collator(on_bad_data="skip")(samples(([broken], "<image>\nWhat?", "A")))
+def test_a_batch_without_a_good_sample_teaches_nothing(broken, caplog):
+    with caplog.at_level(logging.WARNING):
+        batch = collator(on_bad_data="skip")(samples(([broken], "<image>\nWhat?", "A")))
+    assert caplog.messages[0].startswith("batch: left out: record 0 (id 'id0'): picture")
+    rows = {name: tensor.tolist() for name, tensor in batch.items() if name != "compression"}
+    assert rows == {"input_ids": [[PAD]], "labels": [[IGNORED]], "attention_mask": [[1]], "guiding": [[False]]}
 
 
 def test_arguments_are_checked():

@@ -165,6 +165,31 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("compression", [OFF, SETTINGS], ids=["off", "compressed"])
+def test_checkpointing_leaves_a_frozen_tower_alone(compression: CompressionSettings):
+    """It asks of inputs to take gradients, and would run a tower backwards that learns nothing."""
+    model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+    model.model.vision_tower.requires_grad_(False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    tokens = []
+    model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: tokens.append(args[0]))
+    inputs = batch("llava_gqa", compression.num_entering(NUM_PATCHES))
+    model(**inputs, compression=compression).loss.backward()
+    assert not tokens[0].requires_grad
+    assert model.model.multi_modal_projector.linear_1.weight.grad.any()
+
+
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)])
+def test_nothing_to_learn_is_no_loss(num_items: Tensor | int | None):
+    model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+    ids = torch.tensor([[PAD]])
+    labels = torch.full_like(ids, IGNORED)
+    loss = model(ids, labels=labels, compression=SETTINGS, num_items_in_batch=num_items).loss
+    loss.backward()
+    assert loss == 0
+    assert not any(weight.grad.any() for weight in model.parameters() if weight.grad is not None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from safetensors.torch import load_file
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration, Trainer
 
 from duet_training.arguments import ConfigError, read_arguments
 from duet_training.demo.data import write_training_set
-from duet_training.train import load_model, main, make_trainer, train
+from duet_training.parts import adapted, load_model
+from duet_training.train import main, make_trainer, train
+from duet_training.trainer import DuetTrainer
 from tests.golden_cases import checkpoint_path
 
 MODEL = checkpoint_path("llava_gqa")
@@ -84,6 +87,47 @@ def test_adapters_are_merged(config: Path, tmp_path: Path):
     assert "language_model.model.layers.0.self_attn.q_proj.weight" in changed
     assert "multi_modal_projector.linear_1.weight" in changed
     assert "language_model.lm_head.weight" not in changed
+
+
+def test_adapters_leave_the_tower_alone(config: Path):
+    duet, _ = read_arguments(config, ["lora={target_modules: [q_proj, v_proj]}"])
+    learning = [
+        name for name, weight in adapted(load_model(duet), duet.lora).named_parameters() if weight.requires_grad
+    ]
+    assert any("q_proj.lora_A" in name for name in learning)
+    assert not any("vision_tower" in name for name in learning)
+
+
+def test_adapters_of_sharded_weights_are_refused(config: Path, monkeypatch):
+    """Also where the launcher shards them and the configuration does not say so."""
+    post_process = DuetTrainer.create_accelerator_and_postprocess
+
+    def sharding(trainer: DuetTrainer) -> None:
+        post_process(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(DuetTrainer, "create_accelerator_and_postprocess", sharding)
+    with pytest.raises(ConfigError, match="neither FSDP nor DeepSpeed"):
+        make_trainer(*read_arguments(config, ["lora={r: 4}"]))
+
+
+@pytest.mark.parametrize("num_skipped", [0, 1])
+def test_the_order_of_several_processes_is_of_the_epoch(config: Path, num_skipped: int):
+    """A resumed run skips batches through accelerate's wrappers for one of two processes."""
+    trainer = make_trainer(*read_arguments(config, ["per_device_train_batch_size=1"]))
+    loader = torch.utils.data.DataLoader(range(6), batch_size=1, sampler=trainer._get_train_sampler())
+    orders = {}
+    for epoch in (0, 1):
+        trainer._sampler.set_epoch(epoch)
+        orders[epoch] = [int(batch) for batch in loader][::2]
+    assert orders[0] != orders[1]
+    sharded = prepare_data_loader(loader, num_processes=2, process_index=0, put_on_device=False)
+    trainer._sampler.set_epoch(0)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_run_epoch", lambda self, epoch, train_dataloader: seen.extend(train_dataloader))
+        trainer._run_epoch(epoch=1, train_dataloader=skip_first_batches(sharded, num_skipped))
+    assert [int(batch) for batch in seen] == orders[1][num_skipped:]
 
 
 def test_training_learns(config: Path, tmp_path: Path):

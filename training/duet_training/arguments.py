@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from duet_training.records import ON_BAD_DATA
 
 PARTS = ("tower", "projector", "language_model")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("sdpa", "sdpa_float32", "flash_attention_2", "flash_attention_3")
 
 
@@ -38,7 +38,7 @@ class DuetArguments:
     images: str
     """The folder that the pictures' paths start from."""
     compression: str | Mapping[str, Any] | Sequence[Any] = "off"
-    """As in a request to the server; of a list, each batch takes one by chance."""
+    """As in a request to the server; of a list, each batch of each process takes one by chance."""
     boundaries: Sequence[int] | None = None
     """Decoder layers before which visual tokens may drop; by default half and three quarters of the depth."""
     train: Sequence[str] = ("projector", "language_model")
@@ -100,9 +100,23 @@ def read_arguments(config: Path, overrides: Sequence[str] = ()) -> tuple[DuetArg
     duet = DuetArguments(**{key: value for key, value in values.items() if key in own})
     rest = {key: value for key, value in values.items() if key not in own}
     try:
-        return duet, TrainingArguments(**{**_DEFAULTS, **rest})
+        training = TrainingArguments(**{**_DEFAULTS, **rest})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"transformers refuses {config}: {error}") from error
+    _check_together(duet, training)
+    return duet, training
+
+
+def _check_together(duet: DuetArguments, training: TrainingArguments) -> None:
+    """What Trainer would take and not do."""
+    if training.label_smoothing_factor:
+        raise ConfigError(f"label_smoothing_factor is {training.label_smoothing_factor}; expected 0, no other is built")
+    if training.resume_from_checkpoint is not None:
+        raise ConfigError("resume_from_checkpoint does nothing; resume goes on from the last checkpoint in output_dir")
+    if training.save_only_model and duet.resume:
+        raise ConfigError("save_only_model leaves nothing to go on from; expected resume: false beside it")
+    if duet.lora is not None and duet.dtype != "float32" and not training.bf16:
+        raise ConfigError(f"lora on weights of dtype {duet.dtype} needs bf16: true, for adapters are float32")
 
 
 # The collator makes what the model takes.

@@ -26,7 +26,8 @@ class Collator:
         processor: the model's; its image processor prepares the pictures, as it does where the model is served.
         num_patches: N, the patches of one picture.
         compressions: the settings to draw from, one for each batch.
-        on_bad_data: for a sample that is no good: ``refuse`` raises, ``skip`` logs a warning and leaves it out.
+        on_bad_data: for a sample that is no good: ``refuse`` raises, ``skip`` logs a warning and leaves it out; a batch
+            without any good one then teaches nothing.
         seed: with the records of a batch, what is drawn for it.
     """
 
@@ -56,11 +57,12 @@ class Collator:
             (absent without pictures) and ``compression``, the batch's settings.
 
         Raises:
-            BadDataError: for a sample that is to be refused, or a batch without any good one.
+            BadDataError: for a sample that is to be refused.
         """
         compression = self._draw(samples)
         good, pictures = self._read(samples)
-        batch: dict[str, Any] = self._pad([self._expand(sample, compression) for sample in good])
+        rows = [self._expand(sample, compression) for sample in good] or [self._nothing()]
+        batch: dict[str, Any] = self._pad(rows)
         if pictures:
             prepared = self.processor.image_processor(images=pictures, return_tensors="pt")
             batch["pixel_values"] = prepared["pixel_values"]
@@ -83,10 +85,6 @@ class Collator:
             except BadDataError as error:
                 problems.append(Problem(sample["index"], sample["id"], str(error)))
         refuse_or_warn(problems, self.on_bad_data, "batch")
-        if not good:
-            raise BadDataError(
-                f"a batch of {len(samples)} has no good sample, expected one: {'; '.join(map(str, problems))}"
-            )
         return good, pictures
 
     def _expand(self, sample: Sample, compression: CompressionSettings) -> dict[str, Tensor]:
@@ -102,10 +100,18 @@ class Collator:
         }
         return {name: row.repeat_interleave(repeats) for name, row in rows.items()}
 
-    def _pad(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _nothing(self) -> dict[str, Tensor]:
+        """A text of one token, none of which is to be learnt: other processes wait for this one's step."""
+        values = {"input_ids": self._pad_id, "labels": IGNORED, "attention_mask": 1, "guiding": False}
+        return {name: torch.tensor([value]) for name, value in values.items()}
+
+    @property
+    def _pad_id(self) -> int:
         tokenizer = self.processor.tokenizer
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        padding = {"input_ids": pad, "labels": IGNORED, "attention_mask": 0, "guiding": False}
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def _pad(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        padding = {"input_ids": self._pad_id, "labels": IGNORED, "attention_mask": 0, "guiding": False}
         return {
             name: pad_sequence([sample[name] for sample in samples], batch_first=True, padding_value=value)
             for name, value in padding.items()

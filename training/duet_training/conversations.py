@@ -24,6 +24,9 @@ class EncodedConversation:
     ``labels`` are those of ``input_ids`` themselves, which the model shifts, and ``IGNORED`` outside of answers.
     ``guides`` has for every choice of ``text`` the rows that rank visual tokens: never an answer's, and none before the
     first picture. A conversation without pictures has none.
+
+    A conversation is compressed once for all of its questions, where a server compresses each turn's prompt by its own:
+    later questions, which have seen the answers before them, help to choose, too.
     """
 
     input_ids: list[int]

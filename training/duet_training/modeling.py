@@ -62,6 +62,7 @@ class DuetLlava(LlavaForConditionalGeneration):
         for layer in decoder.layers:
             layer.__class__ = DuetDecoderLayer  # the same weights, one more argument
         self.boundaries = default_boundaries(len(decoder.layers))
+        self.loss_type = "ForCausalLM"  # which transformers would look for in the class's name
 
     @property
     def num_tower_layers(self) -> int:
@@ -114,11 +115,7 @@ class DuetLlava(LlavaForConditionalGeneration):
         hidden, patches_by_score = self._embed(input_ids, is_visual, pixel_values, compression)
         hidden, held_rows = self._run_segments(hidden, is_visual, guiding, is_real, compression)
         logits = self.lm_head(hidden)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits, _labels_of(labels, held_rows[-1]), vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+        loss = None if labels is None else self._loss(logits, _labels_of(labels, held_rows[-1]), **kwargs)
         return DuetOutput(loss, logits, tuple(held_rows), patches_by_score)
 
     def _embed(
@@ -131,7 +128,10 @@ class DuetLlava(LlavaForConditionalGeneration):
             size = config.vision_config.image_size
             pixels = torch.zeros(1, 3, size, size, device=embeds.device)
         tower = self.model.vision_tower
-        tokens, patches_by_score = compress(encode(tower, pixels.to(tower.dtype), self.num_tower_layers), compression)
+        learns = pixels.requires_grad or any(weight.requires_grad for weight in tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):  # else checkpointing would record it in vain
+            images = encode(tower, pixels.to(tower.dtype), self.num_tower_layers)
+            tokens, patches_by_score = compress(images, compression)
         visual = self.model.multi_modal_projector(tokens).to(embeds.dtype)
         num_entering, num_expected = len(tokens) if num_images else 0, int(is_visual.sum())
         if num_entering != num_expected:
@@ -170,6 +170,13 @@ class DuetLlava(LlavaForConditionalGeneration):
             if boundary is None and start > 0:
                 held.append(held[-1])
         return decoder.norm(hidden), held
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Mean cross entropy over all that is to be learnt; 0 where that is nothing."""
+        num_learnt = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        num_learnt = torch.as_tensor(num_learnt, device=logits.device).clamp(min=1)
+        vocab_size = self.config.text_config.vocab_size
+        return self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_learnt)
 
     def _check(self, compression: CompressionSettings) -> None:
         if len(compression.keep) != len(self.boundaries):

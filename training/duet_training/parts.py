@@ -14,6 +14,7 @@ from duet_training.arguments import ConfigError, DuetArguments
 from duet_training.modeling import DuetLlava
 
 _DECODER_PROJECTIONS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+_TOWER = r".*vision_tower.*"  # has projections of the same names
 
 
 def load_model(duet: DuetArguments) -> DuetLlava:
@@ -64,7 +65,8 @@ def adapted(model: DuetLlava, lora: Mapping[str, Any]) -> Any:
     trains_projector = any(weight.requires_grad for weight in model.model.multi_modal_projector.parameters())
     saved = [*lora.get("modules_to_save", ()), *(["multi_modal_projector"] if trains_projector else [])]
     try:
-        config = LoraConfig(**{"target_modules": _DECODER_PROJECTIONS, **lora, "modules_to_save": saved or None})
+        modules = {"target_modules": _DECODER_PROJECTIONS, "exclude_modules": _TOWER}
+        config = LoraConfig(**{**modules, **lora, "modules_to_save": saved or None})
     except TypeError as error:
         raise ConfigError(f"lora is {dict(lora)}, which PEFT refuses: {error}") from error
     adapters = get_peft_model(model, config)

@@ -23,7 +23,8 @@ def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
     Raises:
         ConfigError, SettingsError, BadDataError: for what the configuration or the data get wrong.
     """
-    _check_devices(duet, training)
+    if training.n_gpu > 1:
+        raise ConfigError(f"{training.n_gpu} GPUs in one process: start duet-train with torchrun or accelerate launch")
     model = load_model(duet)
     shape = llava_shape(model.config, model.boundaries)
     compressions = [resolve_settings(request, shape) for request in duet.compressions]
@@ -31,20 +32,16 @@ def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
     num_patches = shape.vision.num_patches
     tokens_per_picture = max(settings.num_entering(num_patches) for settings in compressions)
     records, _ = read_records(Path(duet.data), Path(duet.images), duet.on_bad_data)
-    return DuetTrainer(
+    trainer = DuetTrainer(
         model=model if duet.lora is None else adapted(model, duet.lora),
         args=training,
         train_dataset=ConversationDataset(records, processor, tokens_per_picture, duet.max_length),
         data_collator=Collator(processor, num_patches, compressions, duet.on_bad_data, training.seed),
         processing_class=processor,
     )
-
-
-def _check_devices(duet: DuetArguments, training: TrainingArguments) -> None:
-    if training.n_gpu > 1:
-        raise ConfigError(f"{training.n_gpu} GPUs in one process: start duet-train with torchrun or accelerate launch")
-    if duet.lora is not None and (training.fsdp or training.deepspeed):
-        raise ConfigError("lora goes with neither fsdp nor deepspeed: what they shard cannot be merged")
+    if duet.lora is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ConfigError("lora goes with neither FSDP nor DeepSpeed: what they shard cannot be merged")
+    return trainer
 
 
 def train(duet: DuetArguments, training: TrainingArguments) -> Path:
@@ -69,7 +66,8 @@ def main() -> None:
     except (ConfigError, SettingsError, BadDataError, OSError) as error:
         sys.exit(f"duet-train: {error}")
     if training.should_save:  # one of the processes says so
-        print(f"duet-train: done; serve it with: duet-server serve {output}")
+        flags = f" --duet-boundaries {','.join(map(str, duet.boundaries))}" if duet.boundaries else ""
+        print(f"duet-train: done; serve it with: duet-server serve {output}{flags}")
 
 
 if __name__ == "__main__":

@@ -32,15 +32,25 @@ class LengthSampler(LengthGroupedSampler):
 
 
 class DuetTrainer(Trainer):
+    _sampler: LengthSampler | None = None
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthSampler(batch_size, list(dataset.lengths), self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = LengthSampler(batch_size, list(dataset.lengths), seed)
+        return self._sampler
+
+    def _run_epoch(self, *, epoch: int, **rest: Any) -> None:
+        """The sampler hears of the epoch here: on resuming several processes, wrappers hide it from Trainer."""
+        if self._sampler is not None:
+            self._sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **rest)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """A checkpoint of the whole model has the published names, which Trainer would pass over without a word."""
+        """A checkpoint of the whole model has the published names, which Trainer would pass over with a warning."""
         is_whole = isinstance(self.model, DuetLlava) and not self.is_fsdp_enabled
         if not is_whole:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
