@@ -42,8 +42,8 @@ test-tools: ## Install the Debian packages that some tests drive, and skip witho
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium prometheus
 
 .PHONY: test-gpu
-test-gpu: install ## Run what a CUDA device can prove: kernels and engine on it (with DEVICE=cuda)
-	@if $(HAS_GPU); then $(BIN)/python -m pytest tests/kernels tests/engine $(ARGS); else echo $(NO_GPU); fi
+test-gpu: install ## Run what a CUDA device can prove: kernels, engine and a training step on it (with DEVICE=cuda)
+	@if $(HAS_GPU); then $(BIN)/python -m pytest tests/kernels tests/engine tests/training $(ARGS); else echo $(NO_GPU); fi
 
 .PHONY: lint
 lint: install ## Check style, formatting and types
