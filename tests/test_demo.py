@@ -57,4 +57,4 @@ def test_it_answers(model: LlavaForConditionalGeneration):
             tokens = model.generate(**inputs, max_new_tokens=48, do_sample=False)[0, inputs["input_ids"].shape[1] :]
             right += processor.decode(tokens, skip_special_tokens=True).strip() == question.answer
             total += 1
-    assert right >= 0.7 * total, f"{right} of {total}"
+    assert right >= 0.85 * total, f"{right} of {total}"
