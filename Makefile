@@ -66,7 +66,7 @@ bench-gpu: install ## Measure kernels and serving on a CUDA device (with DEVICE=
 	else echo $(NO_GPU); fi
 
 .PHONY: demo-model
-demo-model: install ## Build the demo model again, in build/demo (an hour or two on two cores); ARGS are the builder's
+demo-model: install ## Build the demo model again, in build/demo (hours on two cores); ARGS are the builder's
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=1000000000 \
 	$(BIN)/python -m duet_training.demo build/demo $(ARGS)
 

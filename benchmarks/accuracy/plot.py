@@ -23,7 +23,7 @@ STYLES = {
     "random keep": {"color": _GREY, "marker": "x", "linestyle": "--"},
     "uniform pooling": {"color": _PURPLE, "marker": "+", "linestyle": "--"},
 }
-PANEL_INCHES = (5.2, 3.9)
+PANEL_INCHES = (5.2, 4.8)
 LEGEND_INCHES = 1.9
 DOTS_PER_INCH = 150
 
@@ -76,7 +76,7 @@ def _draw_over_tokens(panel: Any, name: str, visit: Mapping[str, Any], one_answe
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticklabels([f"{budget:.0f}\n{budget / visit['num_patches']:.0%}" for budget in budgets])
     panel.set_xlabel("visual tokens, averaged over layers")
-    panel.set_ylabel("accuracy kept ± standard error, % of uncompressed")
+    panel.set_ylabel("accuracy kept ± standard error, %")
     _label(panel, name, visit, one_answer)
 
 
