@@ -173,7 +173,7 @@ class DuetLlava(LlavaForConditionalGeneration):
 
     def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Mean cross entropy over all that is to be learnt; 0 where that is nothing."""
-        num_learnt = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        num_learnt = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         num_learnt = torch.as_tensor(num_learnt, device=logits.device).clamp(min=1)
         vocab_size = self.config.text_config.vocab_size
         return self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_learnt)
