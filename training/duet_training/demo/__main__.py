@@ -79,7 +79,7 @@ def main() -> None:
         default=(110_000, 80_000, 176_000),
         help="for the tower alone, with words, and to be asked about (%(default)s)",
     )
-    words = parser.parse_args()
+    words = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO)
     print(build(words.folder, words.seed, words.pictures, words.overrides))
 
