@@ -13,7 +13,6 @@ import os
 import shlex
 import statistics
 import traceback
-import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -63,14 +62,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """All tasks under one setting: scores, lmms-eval's own metrics, and visual tokens as the server reported them."""
     from lmms_eval.evaluator import simple_evaluate
+    from openai import OpenAI
 
     from benchmarks.accuracy.lmms_model import CompressedOpenAI
 
+    api_key = os.environ.get("OPENAI_API_KEY", "none")
     model = CompressedOpenAI(
         compression,
-        model_version=args.model or served_model(args.base_url),
+        model_version=args.model or OpenAI(base_url=args.base_url, api_key=api_key).models.list().data[0].id,
         base_url=args.base_url,
-        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        api_key=api_key,
         num_concurrent=args.concurrency,
     )
     results = simple_evaluate(
@@ -89,13 +90,6 @@ def evaluate(
         "failed": model.num_failed,
         "metrics": results,
     }
-
-
-def served_model(base_url: str) -> str:
-    headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
-    request = urllib.request.Request(f"{base_url.rstrip('/')}/models", headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)["data"][0]["id"]
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:

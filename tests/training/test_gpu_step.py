@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from duet_training.modeling import DuetLlava
-from tests.golden_cases import NUM_PATCHES, checkpoint_path
-from tests.training.test_modeling import SETTINGS, batch
+from tests.golden_cases import NUM_PATCHES
+from tests.training.test_modeling import SETTINGS, batch, learning
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 def step(device: str) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
     """Loss, held rows, and what AdamW makes of every weight."""
-    model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).to(device).train()
+    model = learning().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-3)  # far above the noise of small gradients
     inputs = batch("llava_gqa", SETTINGS.num_entering(NUM_PATCHES))
     output = model(**{name: tensor.to(device) for name, tensor in inputs.items()}, compression=SETTINGS)

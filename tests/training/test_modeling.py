@@ -27,6 +27,11 @@ def load(model: str) -> DuetLlava:
     return DuetLlava.from_pretrained(checkpoint_path(model), dtype=torch.float32).eval()
 
 
+def learning() -> DuetLlava:
+    """A model of its own, all of which takes gradients."""
+    return DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+
+
 def settings_of(case: GoldenCase) -> CompressionSettings:
     return CompressionSettings(case.dominant, case.contextual, case.cluster_width, tuple(case.keep), "all", "custom")
 
@@ -154,7 +159,7 @@ def test_checkpointing_changes_no_gradient():
     inputs = batch("llava_gqa", SETTINGS.num_entering(NUM_PATCHES))
     gradients = []
     for checkpointing in (False, True):
-        model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+        model = learning()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model(**inputs, compression=SETTINGS).loss.backward()
@@ -168,7 +173,7 @@ def test_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize("compression", [OFF, SETTINGS], ids=["off", "compressed"])
 def test_checkpointing_leaves_a_frozen_tower_alone(compression: CompressionSettings):
     """It asks of inputs to take gradients, and would run a tower backwards that learns nothing."""
-    model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+    model = learning()
     model.model.vision_tower.requires_grad_(False)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     tokens = []
@@ -181,7 +186,7 @@ def test_checkpointing_leaves_a_frozen_tower_alone(compression: CompressionSetti
 
 @pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)])
 def test_nothing_to_learn_is_no_loss(num_items: Tensor | int | None):
-    model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+    model = learning()
     ids = torch.tensor([[PAD]])
     labels = torch.full_like(ids, IGNORED)
     loss = model(ids, labels=labels, compression=SETTINGS, num_items_in_batch=num_items).loss
@@ -208,7 +213,7 @@ def test_what_does_not_fit_is_refused(change: dict, message: str):
 
 def test_text_alone_is_looked_at_too():
     """So that the processes of a distributed run call the same modules; it changes nothing."""
-    model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+    model = learning()
     ids = torch.tensor([[1, 20, 21, 22, 23]])
     output = model(ids, labels=ids, compression=SETTINGS)
     torch.testing.assert_close(output.loss, LlavaForConditionalGeneration.forward(model, ids, labels=ids).loss)
@@ -228,7 +233,7 @@ def test_bfloat16_gradients_are_near_those_of_float32():
     inputs, gradients = batch("llava_gqa", NUM_PATCHES), []
     settings = dataclasses.replace(OFF, keep=(1.0, 0.0))
     for dtype in (torch.float32, torch.bfloat16):
-        model = DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
+        model = learning()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             model(**inputs, compression=settings).loss.backward()
         weights = model.model.language_model.layers[6].self_attn

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import torch
@@ -14,13 +12,11 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from duet_server.plan import CompressionSettings
 from duet_training.modeling import DuetLlava
-from tests.golden_cases import checkpoint_path
-from tests.training.test_modeling import batch
+from tests.golden_cases import NUM_PATCHES
+from tests.training.test_modeling import SETTINGS, batch, learning
 
 CONFIG = Path("training/duet_training/configs/accelerate_fsdp.yaml")
-SETTINGS = CompressionSettings(20, 6, 4, (0.6, 0.25), "all", "custom")
 WORLD = 2
 
 
@@ -30,39 +26,30 @@ def gradients(model: DuetLlava, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
 
 
-def load() -> DuetLlava:
-    torch.manual_seed(0)
-    return DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
-
-
 def samples(rank: int) -> dict[str, Tensor]:
     """Pictures for one process, text alone for the other, which must call the same modules all the same."""
-    inputs = batch("llava_gqa", SETTINGS.dominant + SETTINGS.contextual)
+    inputs = batch("llava_gqa", SETTINGS.num_entering(NUM_PATCHES))
     if rank == 0:
         return inputs
     return {name: tensor[-1:] for name, tensor in inputs.items() if name != "pixel_values"}
 
 
-def run(rank: int, port: int, folder: Path) -> None:
+def run(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    model = load()
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    model, mesh = learning(), dist.device_mesh.init_device_mesh("cpu", (WORLD,))
     wrapped = yaml.safe_load(CONFIG.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
     layers = [module for module in model.modules() if type(module).__name__ in wrapped]
     assert {type(layer).__name__ for layer in layers} == set(wrapped)
     for module in [*layers, model]:
-        fully_shard(module, mesh=dist.device_mesh.init_device_mesh("cpu", (WORLD,)))
+        fully_shard(module, mesh=mesh)
     torch.save(gradients(model, samples(rank)), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_sharded_gradients_are_the_mean_of_both(tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(run, (port, tmp_path), nprocs=WORLD, start_method="spawn")
-    alone = [gradients(load(), samples(rank)) for rank in range(WORLD)]
+    mp.start_processes(run, (tmp_path,), nprocs=WORLD, start_method="spawn")
+    alone = [gradients(learning(), samples(rank)) for rank in range(WORLD)]
     expected = {name: sum(grads[name] for grads in alone) / WORLD for name in alone[0]}
     for rank in range(WORLD):
         sharded = torch.load(tmp_path / f"{rank}.pt")

@@ -102,19 +102,19 @@ class Collator:
 
     def _nothing(self) -> dict[str, Tensor]:
         """A text of one token, none of which is to be learnt: other processes wait for this one's step."""
-        values = {"input_ids": self._pad_id, "labels": IGNORED, "attention_mask": 1, "guiding": False}
-        return {name: torch.tensor([value]) for name, value in values.items()}
+        return {name: torch.tensor([value]) for name, value in {**self._padding, "attention_mask": 1}.items()}
 
     @property
-    def _pad_id(self) -> int:
+    def _padding(self) -> dict[str, int]:
+        """Of every row's tensors."""
         tokenizer = self.processor.tokenizer
-        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return {"input_ids": pad, "labels": IGNORED, "attention_mask": 0, "guiding": False}
 
     def _pad(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        padding = {"input_ids": self._pad_id, "labels": IGNORED, "attention_mask": 0, "guiding": False}
         return {
             name: pad_sequence([sample[name] for sample in samples], batch_first=True, padding_value=value)
-            for name, value in padding.items()
+            for name, value in self._padding.items()
         }
 
 
