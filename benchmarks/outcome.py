@@ -36,11 +36,17 @@ def run(name: str, args: argparse.Namespace, check: Check) -> NoReturn:
         figures, failures = check(args, args.log or Path(directory) / "log")
     output = args.output or RESULTS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     options = {key: value for key, value in vars(args).items() if key not in ("output", "log")}
-    result = {"environment": environment(), "options": options, "figures": figures, "failures": failures}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    keep({"environment": environment(), "options": options, "figures": figures, "failures": failures}, output)
     print("\n".join(["", *(f"FAILED: {failure}" for failure in failures), f"Kept in {output}"]), flush=True)
     sys.exit(1 if failures else 0)
+
+
+def keep(result: Mapping[str, Any], output: Path) -> None:
+    """Write a result, or what there is of it so far, as JSON; whoever reads the file never finds half of one."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    written = output.with_name(f"{output.name}.part")
+    written.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    written.replace(output)
 
 
 def without_ids(answer: str) -> str:

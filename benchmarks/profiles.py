@@ -14,8 +14,7 @@ class Profile:
     name: str
     num_output: int
     max_num_batched_tokens: int
-    ample_kv_bytes: int  # no request waits for memory while time is measured
-    scarce_kv_bytes: int  # while concurrency is observed, all do
+    scarce_kv_bytes: int  # while concurrency is observed, all requests wait for memory
     defaults: Mapping[str, Any]
 
 
@@ -23,7 +22,6 @@ CPU = Profile(
     name="cpu",
     num_output=8,
     max_num_batched_tokens=2048,
-    ample_kv_bytes=2 << 30,
     scarce_kv_bytes=256 << 20,
     defaults={
         "model": "small",
@@ -32,6 +30,7 @@ CPU = Profile(
         "min_prompts": 4,
         "rounds": 2,
         "block_size": 32,
+        "kv_gib": 2,  # no request waits for memory while time is measured
         "compile": False,
         "api_servers": 1,
         "capacity": True,
@@ -43,7 +42,6 @@ GPU = Profile(
     name="gpu",
     num_output=16,
     max_num_batched_tokens=8192,
-    ample_kv_bytes=48 << 30,  # 320 MiB an uncompressed request, of which 128 are in flight
     scarce_kv_bytes=8 << 30,
     defaults={
         "model": "llava-1.5-7b",
@@ -52,6 +50,7 @@ GPU = Profile(
         "min_prompts": 32,
         "rounds": 1,
         "block_size": 16,
+        "kv_gib": 48,  # 320 MiB an uncompressed request, of which 128 are in flight
         "compile": True,
         "api_servers": 8,
         "capacity": False,

@@ -93,7 +93,7 @@ then the gain, then its least and most over the visits), and how much of the lim
   of text     stock vLLM on text prompts as long as the layer average and the text
   cores busy  of the client, of the busiest API server and of the engine: near 1, it may be what the rest waits for
 In the last table are the requests that fit into the same KV memory, by blocks, the most that were seen answering at
-once, and both stages' own time and all of a prefill's by that of an uncompressed one."""
+once, and both stages' own time and all of a prefill's by that of an uncompressed one, compiled as the servers are."""
 
 
 def _load_table(concurrency: int | str, modes: Mapping[str, Any]) -> str:

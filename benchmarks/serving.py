@@ -7,6 +7,7 @@ behind ``vllm bench serve``; prints tables and keeps everything that was measure
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import signal
@@ -14,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from benchmarks import outcome
 from benchmarks.capacity import EqualMemory, Pool
 from benchmarks.environment import environment
 from benchmarks.limits import RequestCost
 from benchmarks.load import Client, Load
-from benchmarks.model import MODELS
+from benchmarks.model import MODEL_DIR_HELP, MODELS
 from benchmarks.profiles import CPU, GPU, Profile
 from benchmarks.report import Passes, compare, render, text_load_name
 from benchmarks.servers import Server, ServerFlags, ServerKind, running_server
@@ -53,7 +54,7 @@ class Benchmark:
         self.profile: Profile = args.profile
         self.model = MODELS[args.model]
         self.shape = self.model.shape
-        self.checkpoint = self.model.write_checkpoint(directory)
+        self.checkpoint = self.model.write_checkpoint(args.model_dir or directory)
         self.client = Client(self.checkpoint)
         self.log = args.log or directory / "servers.log"
         self.started = time.monotonic()
@@ -61,6 +62,16 @@ class Benchmark:
         self.visits: dict[ServerKind, list[Visit]] = {"stock": [], "duet": []}
         self.capacity: dict[str, Any] = {}
         self.stages: dict[str, Any] = {}
+
+    @property
+    def ample_kv_bytes(self) -> int:
+        return int(self.args.kv_gib * (1 << 30))
+
+    def prewarm(self) -> None:
+        """Start each server once, so that what it compiles lies ready for the next run with this model's folder."""
+        for kind in get_args(ServerKind):
+            with self._server(kind, self.ample_kv_bytes):
+                pass
 
     def run(self) -> None:
         """Visit both servers in turn, one visit more to stock vLLM; then what else was asked for."""
@@ -111,7 +122,7 @@ class Benchmark:
             "environment": self.environment,
             "settings": settings
             | {"text_tokens": NUM_TEXT, "output_tokens": self.profile.num_output}
-            | {"model_shape": asdict(self.shape), "flags": self.flags(self.profile.ample_kv_bytes).as_words()},
+            | {"model_shape": asdict(self.shape), "flags": self.flags(self.ample_kv_bytes).as_words()},
             "modes": modes,
             "load": load,
             "passes": {kind: [asdict(visit) for visit in visits] for kind, visits in self.visits.items()},
@@ -152,9 +163,8 @@ class Benchmark:
 
     def _visit(self, kind: ServerKind) -> None:
         """Start a server and measure every load, most requests in flight first: that warms all of it up."""
-        say(f"starting {kind}")
         start, number = time.monotonic(), len(self.visits[kind])
-        with running_server(kind, self.flags(self.profile.ample_kv_bytes), self.log) as server:
+        with self._server(kind, self.ample_kv_bytes) as server:
             visit = Visit(server.block_pool())
             self.visits[kind].append(visit)
             for concurrency in sorted(self.args.concurrency, reverse=True):
@@ -177,20 +187,24 @@ class Benchmark:
     def _observe_capacity(self) -> None:
         """By mode: requests that fit into the same scarce KV memory, and the most seen answering at once."""
         off = self.cost("off")
-        with self._scarce("stock") as server:
+        with self._server("stock", self.profile.scarce_kv_bytes) as server:
             stock = server.block_pool()
             fitting = EqualMemory(stock, stock).fits(off, off)["stock"]
             seen_stock = self._most_answering(server, Load("pictures", NUM_TEXT, self.profile.num_output), fitting)
-        with self._scarce("duet") as server:
+        with self._server("duet", self.profile.scarce_kv_bytes) as server:
             memory = EqualMemory(stock, server.block_pool())
             for load in self.loads("duet"):
                 fits = memory.fits(self.cost(load.name), off)
                 seen = {"stock": seen_stock, "duet": self._most_answering(server, load, fits["duet"])}
                 self.capacity[load.name] = {"fits": fits, "observed": seen}
 
-    def _scarce(self, kind: ServerKind) -> AbstractContextManager[Server]:
-        say(f"starting {kind} with {self.profile.scarce_kv_bytes >> 20} MiB of KV cache")
-        return running_server(kind, self.flags(self.profile.scarce_kv_bytes), self.log)
+    @contextlib.contextmanager
+    def _server(self, kind: ServerKind, kv_cache_bytes: int) -> Iterator[Server]:
+        say(f"starting {kind} with {kv_cache_bytes >> 20} MiB of KV cache")
+        start = time.monotonic()
+        with running_server(kind, self.flags(kv_cache_bytes), self.log) as server:
+            say(f"{kind} answers after {time.monotonic() - start:.1f} s")
+            yield server
 
     def _most_answering(self, server: Server, load: Load, fitting: int) -> int:
         most = self.client.most_answering(server, load, num_prompts=2 * fitting, seed=0)
@@ -198,19 +212,20 @@ class Benchmark:
         return most
 
     def _time_stages(self) -> None:
-        """Both stages' own time, measured in a process of its own."""
+        """Both stages' own time, in a process of its own, whose engine compiles as the servers do."""
         say("timing the stages")
         modes = [mode for mode in self.args.modes if mode != "off"]
         command = [sys.executable, "-m", "benchmarks.stages", "--model", self.args.model]
         command += ["--num-text", str(NUM_TEXT), "--rounds", "1" if self.args.quick else "5", "--modes", *modes]
+        command += ["--compile"] if self.args.compile else []
+        command += ["--model-dir", str(self.checkpoint)]
         with self.log.open("a") as log:
             answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=True)
-        self.stages = json.loads(answer.stdout.splitlines()[-1])
+        self.stages = json.loads(answer.stdout.splitlines()[-1])["shares"]
 
     def _keep(self) -> None:
         """Write what has been measured so far."""
-        self.args.output.parent.mkdir(parents=True, exist_ok=True)
-        self.args.output.write_text(json.dumps(self.result(), indent=1, default=str) + "\n")
+        outcome.keep(self.result(), self.args.output)
 
 
 def say(text: str) -> None:
@@ -225,6 +240,10 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         "--gpu", action="store_true", help="LLaVA-1.5-7B on a CUDA GPU; `--gpu --help` has its defaults"
     )
     parser.add_argument("--model", choices=MODELS, help="(%(default)s)")
+    parser.add_argument("--model-dir", type=Path, metavar="DIR", help=MODEL_DIR_HELP)
+    parser.add_argument(
+        "--prewarm", action="store_true", help="only start each server once, for the runs after this one"
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--concurrency", type=int, nargs="+", help="requests in flight (%(default)s)")
     parser.add_argument("--waves", type=int, help="requests of a pass, by those in flight (%(default)s)")
@@ -234,6 +253,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         "--time-limit", type=float, metavar="S", help="start no visit that would end later (%(default)s)"
     )
     parser.add_argument("--block-size", type=int, help="of both KV caches, in tokens (%(default)s)")
+    parser.add_argument("--kv-gib", type=float, metavar="G", help="size of both KV caches, in GiB (%(default)s)")
     parser.add_argument("--compile", action=optional, help="let both servers compile and use CUDA graphs (%(default)s)")
     parser.add_argument("--api-servers", type=int, metavar="N", help="processes that take requests (%(default)s)")
     parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for both, as one word")
@@ -247,6 +267,8 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     if "--quick" in words:
         parser.set_defaults(concurrency=[4], rounds=1, waves=1, min_prompts=4)
     args = parser.parse_args(words)
+    if args.prewarm and args.model_dir is None:
+        parser.error("--prewarm is of use to a later run with the same --model-dir: name one")
     if args.output is None:
         name = "serving-gpu" if args.gpu else "serving"
         args.output = RESULTS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
@@ -268,6 +290,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="duet-benchmark-") as directory:
         benchmark = Benchmark(args, Path(directory))
+        if args.prewarm:
+            benchmark.prewarm()
+            return
         try:
             benchmark.run()
         finally:

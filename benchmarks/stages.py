@@ -1,8 +1,9 @@
 """Both stages' own time as a share of the uncompressed prefill: ``python -m benchmarks.stages``.
 
-An engine inside this process serves the same requests uncompressed and under each preset, a few at a time. Clocks
-around the stages' functions, as the engine calls them, give their time; clocks around the model the prefill's. On a GPU
-they read the time between events in its stream, so that the host waits for nothing inside a step.
+An engine inside this process, eager or with ``--compile`` compiled, serves the same requests uncompressed and under
+each preset, a few at a time. Clocks around the stages' functions, as the engine calls them, give their time; clocks
+around the model give the prefill's. On a GPU they read the time between events in its stream, so that the host waits
+for nothing inside a step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.model import MODELS, BenchmarkModel
+from benchmarks.model import MODEL_DIR_HELP, MODELS, BenchmarkModel
 from duet_server import random_llava
 from duet_server.engine.timer import Timer
 from duet_server.plan import CompressionSettings, kv_bytes, presets
@@ -81,12 +82,13 @@ class Clocks(Timer):
 
 
 def measure_stages(
-    model: BenchmarkModel, modes: Sequence[str], *, num_text: int, batch_size: int, rounds: int
+    llm: Any, model: BenchmarkModel, modes: Sequence[str], *, num_text: int, batch_size: int, rounds: int
 ) -> dict[str, dict[str, float]]:
     """By mode the medians over rounds: each stage's time, and the whole prefill's, by that of the uncompressed prefill.
 
     Args:
-        model: what is served.
+        llm: an engine in this process that serves the model.
+        model: what it serves.
         modes: names of presets.
         num_text: text tokens of a prompt.
         batch_size: requests prefilled together.
@@ -95,19 +97,18 @@ def measure_stages(
     settings, rng = presets(model.shape), np.random.default_rng(0)
     shares: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     clocks = Clocks(on_gpu=torch.cuda.is_available())
-    with tempfile.TemporaryDirectory() as directory:
-        llm = _engine(model, model.write_checkpoint(Path(directory)))
-        _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
-        for round_idx in range(-1, rounds):  # the first one warms up
-            uncompressed = _prefill(llm, clocks, settings["off"], num_text, batch_size, rng)["model"]
-            for mode in modes:
-                seconds = _prefill(llm, clocks, settings[mode], num_text, batch_size, rng)
-                if round_idx >= 0:
-                    shares[mode].append({name: seconds.get(name, 0.0) / uncompressed for name in NAMES})
+    _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
+    for round_idx in range(-1, rounds):  # the first one warms up
+        uncompressed = _prefill(llm, clocks, settings["off"], num_text, batch_size, rng)["model"]
+        for mode in modes:
+            seconds = _prefill(llm, clocks, settings[mode], num_text, batch_size, rng)
+            if round_idx >= 0:
+                shares[mode].append({name: seconds.get(name, 0.0) / uncompressed for name in NAMES})
     return {mode: {name: statistics.median(s[name] for s in shares[mode]) for name in NAMES} for mode in modes}
 
 
-def _engine(model: BenchmarkModel, checkpoint: Path) -> Any:
+def start_engine(model: BenchmarkModel, checkpoint: Path, *, compiled: bool) -> Any:
+    """An engine in this process whose segments vLLM compiles, or runs eagerly."""
     os.environ |= {"VLLM_PLUGINS": "duet", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM
 
@@ -116,7 +117,7 @@ def _engine(model: BenchmarkModel, checkpoint: Path) -> Any:
         str(checkpoint),
         load_format="dummy",
         dtype=model.dtype,
-        enforce_eager=True,
+        enforce_eager=not compiled,
         max_model_len=2048,
         max_num_batched_tokens=MAX_STEP_TOKENS,
         kv_cache_memory_bytes=kv_bytes(model.shape, token_layers, getattr(torch, model.dtype).itemsize),
@@ -162,18 +163,23 @@ def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generat
 
 
 def main() -> None:
-    """Print the shares as the last line, in JSON."""
+    """Print the shares, and whether they are of a compiled engine, as the last line, in JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="small", help="(%(default)s)")
     parser.add_argument("--modes", nargs="+", default=["light", "balanced", "aggressive"], metavar="PRESET")
     parser.add_argument("--num-text", type=int, default=64, help="text tokens of a prompt (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="requests prefilled together (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="let vLLM compile the segments; else they run eagerly")
+    parser.add_argument("--model-dir", type=Path, help=MODEL_DIR_HELP)
     args = parser.parse_args()
-    shares = measure_stages(
-        MODELS[args.model], args.modes, num_text=args.num_text, batch_size=args.batch_size, rounds=args.rounds
-    )
-    print(json.dumps(shares), flush=True)
+    model = MODELS[args.model]
+    with tempfile.TemporaryDirectory() as scratch:
+        llm = start_engine(model, model.write_checkpoint(args.model_dir or Path(scratch)), compiled=args.compile)
+        shares = measure_stages(
+            llm, model, args.modes, num_text=args.num_text, batch_size=args.batch_size, rounds=args.rounds
+        )
+    print(json.dumps({"compiled": args.compile, "shares": shares}), flush=True)
 
 
 if __name__ == "__main__":
