@@ -1,14 +1,18 @@
 # Everything runs in .venv, which `make install` fills; CI calls these same targets.
-PYTHON ?= python3
-DEVICE ?= cpu
-MODEL  ?=
-ARGS   ?=
+PYTHON    ?= python3
+INSTALLED ?=
+DEVICE    ?= cpu
+MODEL     ?=
+ARGS      ?=
 
-BIN   := .venv/bin
-STAMP := .venv/.installed-$(DEVICE)
-CODE  := $(wildcard server duet_kernels training benchmarks tests scripts)
+CODE := $(wildcard server duet_kernels training benchmarks tests scripts)
 
-HAS_GPU := $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+# INSTALLED names a Python that holds everything already, as on a host without a network: then nothing is installed.
+RUN       := $(or $(INSTALLED),.venv/bin/python)
+REHEARSE  := $(or $(INSTALLED),build/rehearsal/bin/python)
+installed  = $(if $(INSTALLED),,$(1)/.installed-$(2))
+
+HAS_GPU := $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 NO_GPU  := "no CUDA device here, or not vLLM's build for one (DEVICE=cuda): nothing was run"
 
 .DEFAULT_GOAL := help
@@ -17,24 +21,24 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## Show this list
-	@echo "usage: make TARGET [PYTHON=python3.12] [DEVICE=cpu|cuda] [MODEL=...] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "usage: make TARGET [PYTHON=python3.12] [INSTALLED=python3] [DEVICE=cpu|cuda] [MODEL=...] [ARGS='...']"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: $(STAMP) ## Install everything into .venv, for the CPU or with DEVICE=cuda for NVIDIA GPUs
+install: $(call installed,.venv,$(DEVICE)) ## Install everything into .venv, for the CPU or with DEVICE=cuda for NVIDIA GPUs
 	@:
 
-$(STAMP): pyproject.toml scripts/install.py scripts/torchvision_operators.py
-	$(PYTHON) scripts/install.py --device $(DEVICE)
+.venv/.installed-$(DEVICE) build/rehearsal/.installed-cuda: pyproject.toml scripts/install.py scripts/torchvision_operators.py
+	$(PYTHON) scripts/install.py --venv $(@D) --device $(lastword $(subst -, ,$@))
 	@touch $@
 
 .PHONY: serve
 serve: install ## Serve MODEL (a small demo model when none is named); ARGS are the server's flags
-	$(BIN)/duet-server serve $(MODEL) $(ARGS)
+	$(RUN) -m duet_server.cli serve $(MODEL) $(ARGS)
 
 .PHONY: test
 test: install ## Run the tests; ARGS are pytest's, as in ARGS='tests/plan -k budget'
-	$(BIN)/python -m pytest $(ARGS)
+	$(RUN) -m pytest $(ARGS)
 
 .PHONY: test-tools
 test-tools: ## Install the Debian packages that some tests drive, and skip without: Chromium, Prometheus (as root)
@@ -43,32 +47,36 @@ test-tools: ## Install the Debian packages that some tests drive, and skip witho
 
 .PHONY: test-gpu
 test-gpu: install ## Run what a CUDA device can prove: kernels, engine and a training step on it (with DEVICE=cuda)
-	@if $(HAS_GPU); then $(BIN)/python -m pytest tests/kernels tests/engine tests/training $(ARGS); else echo $(NO_GPU); fi
+	@if $(HAS_GPU); then $(RUN) -m pytest tests/kernels tests/engine tests/training $(ARGS); else echo $(NO_GPU); fi
+
+.PHONY: rehearse-gpu
+rehearse-gpu: $(call installed,build/rehearsal,cuda) ## Run the engine's tests on a pretended CUDA device (installs 9 GB in build)
+	$(REHEARSE) tests/pretend_cuda tests/engine $(ARGS)
 
 .PHONY: lint
 lint: install ## Check style, formatting and types
-	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy
+	$(RUN) -m ruff check $(CODE)
+	$(RUN) -m ruff format --check $(CODE)
+	$(RUN) -m mypy
 
 .PHONY: format
 format: install ## Rewrite the code in the house format
-	$(BIN)/ruff check --fix $(CODE)
-	$(BIN)/ruff format $(CODE)
+	$(RUN) -m ruff check --fix $(CODE)
+	$(RUN) -m ruff format $(CODE)
 
 .PHONY: bench
 bench: install ## Measure the server with and without compression; ARGS are the benchmark's
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(RUN) -m benchmarks.serving $(ARGS)
 
 .PHONY: bench-gpu
 bench-gpu: install ## Measure kernels and serving on a CUDA device (with DEVICE=cuda)
-	@if $(HAS_GPU); then $(BIN)/python -m benchmarks.kernels && $(BIN)/python -m benchmarks.serving --gpu $(ARGS); \
+	@if $(HAS_GPU); then $(RUN) -m benchmarks.kernels && $(RUN) -m benchmarks.serving --gpu $(ARGS); \
 	else echo $(NO_GPU); fi
 
 .PHONY: demo-model
 demo-model: install ## Build the demo model again, in build/demo (hours on two cores); ARGS are the builder's
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=1000000000 \
-	$(BIN)/python -m duet_training.demo build/demo $(ARGS)
+	$(RUN) -m duet_training.demo build/demo $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import kernel_resources, kernel_timing
+from benchmarks import kernel_resources, kernel_timing, kernels
 from benchmarks.kernel_cases import Case, cases, gather_case, guided_case, keep_case, merge_case
 from benchmarks.kernel_timing import Rates
 
@@ -125,3 +125,34 @@ def test_table_of_times():
 
 def test_without_a_gpu_it_says_so():
     assert command(CUDA_VISIBLE_DEVICES="") == "There is no CUDA GPU to measure on; --compile-only needs none.\n"
+
+
+def test_what_was_timed_is_kept_when_a_later_case_fails(tmp_path, monkeypatch):
+    def measure():
+        result = {"gpu": "a GPU", "cases": []}
+        for name in ("first", "second"):
+            result["cases"].append(name)
+            yield result
+        raise RuntimeError("no kernel image")
+
+    output = tmp_path / "kernels.json"
+    monkeypatch.setattr("sys.argv", ["kernels", "--output", str(output)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernel_timing, "measure", measure)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        kernels.main()
+    kept = json.loads(output.read_text())
+    assert (kept["gpu"], kept["cases"]) == ("a GPU", ["first", "second"])
+    assert "commit" in kept["environment"]
+
+
+def test_every_case_is_handed_on_as_it_is_timed(monkeypatch):
+    monkeypatch.setattr(kernel_timing, "_copy_rate", lambda device: 4e12)
+    monkeypatch.setattr(kernel_timing, "_matmul_rate", lambda dtype, device: 8e14)
+    monkeypatch.setattr(kernel_timing, "_time_us", lambda call: 1.0)
+    monkeypatch.setattr(kernel_timing, "_graph_us", lambda call: 1.0)
+    monkeypatch.setattr(kernel_timing, "_measure_case", lambda case, rates, device: case.name)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    names = [case.name for case in cases()]
+    lengths = [len(result["cases"]) for result in kernel_timing.measure()]
+    assert lengths == list(range(1, len(names) + 1))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,22 @@ def test_a_table_aligns_numbers_to_the_right():
 def test_errors_of_two_requests_are_the_same_error():
     first, second = (f'{{"message": "see {number:032x}", "code": 500}}' for number in (1 << 100, 1 << 120))
     assert outcome.without_ids(first) == outcome.without_ids(second) == '{"message": "see <id>", "code": 500}'
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    output = tmp_path / "results" / "result.json"
+    outcome.keep({"cases": [1]}, output)
+    write_text = Path.write_text
+
+    def killed_on_the_way(self, text):
+        write_text(self, text[:5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed_on_the_way)
+    with pytest.raises(KeyboardInterrupt):
+        outcome.keep({"cases": [1, 2]}, output)
+    monkeypatch.undo()
+    assert json.loads(output.read_text()) == {"cases": [1]}
+    outcome.keep({"cases": [1, 2, 3]}, output)
+    assert json.loads(output.read_text()) == {"cases": [1, 2, 3]}
+    assert list(output.parent.iterdir()) == [output]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,3 +77,65 @@ def test_every_mode_is_sent_to_duet_server_and_its_text_to_stock(tmp_path):
     run = benchmark(tmp_path, "--modes", "off", "light")
     assert [(load.name, load.compression) for load in run.loads("duet")] == [("off", "off"), ("light", "light")]
     assert [(load.name, load.has_picture) for load in run.loads("stock")] == [("pictures", True), ("text-light", False)]
+
+
+def test_the_kv_cache_has_the_size_that_is_asked_for(tmp_path):
+    run = benchmark(tmp_path, "--gpu", "--kv-gib", "1.5")
+    assert dict(pairwise(run.result()["settings"]["flags"]))["--kv-cache-memory-bytes"] == str(3 << 29)
+    assert (parse_args(["--gpu"]).kv_gib, parse_args([]).kv_gib) == (48, 2)
+
+
+def test_runs_with_one_model_folder_serve_the_same_path(tmp_path, monkeypatch):
+    """vLLM keys what it compiles by it, so it is absolute whatever folder a run starts in."""
+    monkeypatch.chdir(tmp_path)
+    paths = [Benchmark(parse_args(["--model-dir", "model"]), tmp_path / name).checkpoint for name in ("one", "other")]
+    assert paths == [tmp_path / "model"] * 2
+    assert (tmp_path / "model" / "config.json").exists()
+
+
+def test_prewarming_starts_each_server_once_and_measures_nothing(tmp_path, monkeypatch):
+    started = []
+
+    @contextlib.contextmanager
+    def running_server(kind, flags, log):
+        started.append((kind, flags.checkpoint, flags.kv_cache_bytes, list(flags.more)))
+        yield None
+
+    words = [
+        "--prewarm",
+        "--model-dir",
+        str(tmp_path / "model"),
+        "--kv-gib",
+        "2",
+        "--output",
+        str(tmp_path / "kept.json"),
+    ]
+    monkeypatch.setattr("sys.argv", ["serving", *words, "--server-args", "--gpu-memory-utilization 0.3"])
+    monkeypatch.setattr(serving, "running_server", running_server)
+    serving.main()
+    more = ["--gpu-memory-utilization", "0.3"]
+    assert started == [(kind, tmp_path / "model", 2 << 30, more) for kind in ("stock", "duet")]
+    assert not (tmp_path / "kept.json").exists()
+
+
+def test_prewarming_a_folder_that_goes_away_is_refused(capsys):
+    with pytest.raises(SystemExit) as refusal:
+        parse_args(["--prewarm"])
+    assert refusal.value.code == 2
+    assert "--model-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "compiled"), [("--compile", True), ("--no-compile", False)])
+def test_stages_are_timed_in_an_engine_like_the_servers(tmp_path, monkeypatch, word, compiled):
+    commands = []
+
+    def run_stages(command, **_):
+        commands.append(command)
+        return SimpleNamespace(stdout=json.dumps({"compiled": compiled, "shares": {"light": {"stage1": 0.01}}}))
+
+    run = benchmark(tmp_path, word, "--modes", "off", "light")
+    monkeypatch.setattr(serving.subprocess, "run", run_stages)
+    run._time_stages()
+    assert ("--compile" in commands[0]) == compiled
+    assert commands[0][commands[0].index("--model-dir") + 1] == str(run.checkpoint)
+    assert run.stages == {"light": {"stage1": 0.01}}

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import stages
 from benchmarks.stages import STAGE_FUNCTIONS, Clocks
 
 
@@ -70,3 +72,20 @@ def test_a_function_that_raises_is_timed_too(clocks):
 @pytest.mark.parametrize(("stage", "owner", "function"), STAGE_FUNCTIONS, ids=lambda name: name.split(".")[-1])
 def test_the_engine_has_the_functions_that_are_timed(stage, owner, function):
     assert callable(getattr(resolve_name(owner), function)), stage
+
+
+@pytest.mark.parametrize(("words", "compiled"), [([], False), (["--compile"], True)])
+def test_the_shares_come_with_how_the_engine_ran(tmp_path, monkeypatch, capsys, words, compiled):
+    def start_engine(model, checkpoint, *, compiled):
+        assert (model, checkpoint) == (stages.MODELS["small"], tmp_path / "model")
+        return f"engine, {compiled=}"
+
+    def measure_stages(llm, model, modes, **_):
+        return dict.fromkeys(modes, llm)
+
+    monkeypatch.setattr(stages, "start_engine", start_engine)
+    monkeypatch.setattr(stages, "measure_stages", measure_stages)
+    monkeypatch.setattr("sys.argv", ["stages", "--modes", "light", "--model-dir", str(tmp_path / "model"), *words])
+    stages.main()
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == {"compiled": compiled, "shares": {"light": f"engine, {compiled=}"}}

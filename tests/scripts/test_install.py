@@ -84,7 +84,7 @@ def checkout(tmp_path):
     for name in ("pyproject.toml", "scripts/install.py", "scripts/torchvision_operators.py"):
         (tmp_path / name).touch()
     program = tmp_path / "python"
-    program.write_text('#!/bin/sh\nmkdir -p .venv\necho "$@" >> installed\n[ ! -e broken ]\n')
+    program.write_text('#!/bin/sh\nmkdir -p "$3"\necho "$@" >> installed\n[ ! -e broken ]\n')  # $3 follows --venv
     program.chmod(0o755)
     return tmp_path
 
@@ -117,4 +117,27 @@ def test_make_installs_again_after_a_failure(checkout):
 
 def test_make_hands_on_the_device(checkout):
     make_install(checkout, "DEVICE=cuda")
-    assert (checkout / "installed").read_text() == "scripts/install.py --device cuda\n"
+    assert (checkout / "installed").read_text() == "scripts/install.py --venv .venv --device cuda\n"
+
+
+def make_dry(checkout, *arguments):
+    """What make would run."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        ["make", "-n", *arguments], cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+@pytest.mark.parametrize("target", ["test", "test-gpu", "bench-gpu", "rehearse-gpu", "serve", "lint"])
+def test_a_python_that_holds_everything_is_used_as_it_is(checkout, target):
+    commands = make_dry(checkout, target, "INSTALLED=/opt/there/python3")
+    assert "/opt/there/python3 " in commands
+    assert "install.py" not in commands
+    assert ".venv" not in commands
+    assert "build/rehearsal" not in commands
+
+
+def test_a_rehearsal_has_an_environment_of_its_own(checkout):
+    commands = make_dry(checkout, "rehearse-gpu", "ARGS=-k graphs")
+    assert "scripts/install.py --venv build/rehearsal --device cuda\n" in commands
+    assert commands.endswith("build/rehearsal/bin/python tests/pretend_cuda tests/engine -k graphs\n")
