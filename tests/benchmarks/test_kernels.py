@@ -136,6 +136,7 @@ def test_what_was_timed_is_kept_when_a_later_case_fails(tmp_path, monkeypatch):
         raise RuntimeError("no kernel image")
 
     output = tmp_path / "kernels.json"
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # the command removes it: put it back afterwards
     monkeypatch.setattr("sys.argv", ["kernels", "--output", str(output)])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(kernel_timing, "measure", measure)

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,16 @@ def running_prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
     try:
         transport = httpx.HTTPTransport(retries=5)  # until it listens
         with httpx.Client(base_url=f"http://{address}/api/v1", timeout=10, transport=transport) as client:
+            _wait_until_ready(client)
             yield client
     finally:
         process.kill()
         process.wait()
+
+
+def _wait_until_ready(client: httpx.Client) -> None:
+    """Prometheus listens, and answers 503, before it has read its storage."""
+    deadline = time.monotonic() + 60
+    while not (answer := client.get(client.base_url.join("/-/ready"))).is_success:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.1)
