@@ -51,7 +51,7 @@ test-gpu: install ## Run what a CUDA device can prove: kernels, engine and a tra
 
 .PHONY: rehearse-gpu
 rehearse-gpu: $(call installed,build/rehearsal,cuda) ## Run the engine's tests on a pretended CUDA device (installs 9 GB in build)
-	$(REHEARSE) tests/pretend_cuda tests/engine $(ARGS)
+	$(REHEARSE) tests/pretend_cuda $(or $(ARGS),tests/engine)
 
 .PHONY: lint
 lint: install ## Check style, formatting and types

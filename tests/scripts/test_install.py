@@ -138,6 +138,10 @@ def test_a_python_that_holds_everything_is_used_as_it_is(checkout, target):
 
 
 def test_a_rehearsal_has_an_environment_of_its_own(checkout):
-    commands = make_dry(checkout, "rehearse-gpu", "ARGS=-k graphs")
+    command = "build/rehearsal/bin/python tests/pretend_cuda"
+    commands = make_dry(checkout, "rehearse-gpu")
     assert "scripts/install.py --venv build/rehearsal --device cuda\n" in commands
-    assert commands.endswith("build/rehearsal/bin/python tests/pretend_cuda tests/engine -k graphs\n")
+    assert commands.endswith(f"{command} tests/engine\n")
+    assert make_dry(checkout, "rehearse-gpu", "ARGS=tests/kernels -k keep").endswith(
+        f"{command} tests/kernels -k keep\n"
+    )
