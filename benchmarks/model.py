@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import LlavaConfig
 
-from duet_server import random_llava
 from duet_server.plan import ModelShape, default_boundaries, llava_shape
+from duet_training import random_llava
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def running_process(command: Sequence[str], log: Path, **environment: str) -> It
 def _command(kind: ServerKind, flags: ServerFlags) -> list[str]:
     model = str(flags.checkpoint)
     if kind == "stock":
-        return [sys.executable, "-m", "benchmarks.stock_server", model, *flags.as_words()]
+        return [sys.executable, "-m", "benchmarks.serving.stock_server", model, *flags.as_words()]
     return [sys.executable, "-m", "duet_server.cli", "serve", model, *flags.as_words()]
 
 

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks.model import MODEL_DIR_HELP, MODELS, BenchmarkModel
-from duet_server import random_llava
 from duet_server.engine.timer import Timer
 from duet_server.plan import CompressionSettings, kv_bytes, presets
+from duet_training import random_llava
 
 # (stage, where the engine looks the function up, function). What chooses nothing (off) calls only the last one.
 STAGE_FUNCTIONS = (

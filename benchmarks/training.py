@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from transformers import LlavaConfig
 
-from benchmarks import outcome
+from benchmarks import check_cli
 from benchmarks.model import MODELS, BenchmarkModel
+from benchmarks.result_files import table
 from duet_server.plan import CompressionSettings, llava_shape, prefill_flops, resolve_settings
-from duet_server.random_llava import SPECIAL_TOKENS
 from duet_training.attention import SDPA_FLOAT32
 from duet_training.modeling import IGNORED, DuetLlava
+from duet_training.random_llava import SPECIAL_TOKENS
 
 PRESETS = ("off", "light", "balanced", "aggressive")
 PAPER = {"light": 0.26, "balanced": 0.31, "aggressive": 0.36}
@@ -118,7 +119,7 @@ def report(figures: dict[str, Any], savings: dict[str, Sequence[float]]) -> str:
         flops = 1 - figures["flops"][name] / figures["flops"]["off"]
         cells = [f"{figures['averages'][name]:g}", f"{median:.0%}", f"{least:.0%} to {most:.0%}", f"{flops:.0%}"]
         rows.append([name, *cells, f"{PAPER[name]:.0%}"])
-    return outcome.table(headings, rows)
+    return table(headings, rows)
 
 
 def _flops(shape: Any, settings: CompressionSettings, num_text: int) -> float:
@@ -133,12 +134,12 @@ def _wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = outcome.parser("training", __doc__)
+    parser = check_cli.parser("python -m benchmarks.training", "training", __doc__)
     parser.add_argument("--model", choices=MODELS, default="small", help="whose sizes (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="samples of a step (%(default)s)")
     parser.add_argument("--text", type=int, default=160, help="text tokens of a sample (%(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="batches, besides one to warm up (%(default)s)")
-    outcome.run("training", parser.parse_args(), check)
+    check_cli.run("training", parser.parse_args(), check)
 
 
 if __name__ == "__main__":

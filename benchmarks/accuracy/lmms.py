@@ -14,16 +14,16 @@ import shlex
 import statistics
 import traceback
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import outcome
+from benchmarks import check_cli
 from benchmarks.accuracy import report
 from benchmarks.accuracy.lmms_benchmarks import BENCHMARKS, LMMS_EVAL, kept, task_config
 from benchmarks.accuracy.methods import OFF
 from benchmarks.accuracy.sweep import say
+from benchmarks.result_files import default_output
 
 DUET_SETTINGS = (OFF, "light", "balanced", "aggressive")
 
@@ -93,8 +93,7 @@ def evaluate(
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
-    parser = outcome.parser("accuracy-lmms-eval", __doc__)
-    parser.prog = "python -m benchmarks.accuracy lmms-eval"
+    parser = check_cli.parser("python -m benchmarks.accuracy lmms-eval", "accuracy-lmms-eval", __doc__)
     tasks = [benchmark.task for benchmark in BENCHMARKS]
     parser.add_argument("--base-url", default="http://localhost:8000/v1", help="(%(default)s)")
     parser.add_argument("--model", help="by its served name (the first one served)")
@@ -105,7 +104,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (%(default)s)")
     parser.add_argument("--limit", type=int, help="questions of each task, the first ones; MME goes by pairs (all)")
     args = parser.parse_args(words)
-    args.output = args.output or outcome.RESULTS / f"accuracy-lmms-eval-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    args.output = args.output or default_output("accuracy-lmms-eval")
     return args
 
 
@@ -120,7 +119,7 @@ def main(words: Sequence[str]) -> None:
     except ImportError as error:
         raise SystemExit(f"lmms-eval is missing: pip install {shlex.join(LMMS_EVAL)}") from error
     try:
-        outcome.run("accuracy-lmms-eval", args, check)
+        check_cli.run("accuracy-lmms-eval", args, check)
     finally:
         if args.output.exists():
             report.write(args.output)

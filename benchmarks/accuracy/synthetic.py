@@ -12,18 +12,18 @@ import shlex
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from benchmarks import outcome
+from benchmarks import check_cli
 from benchmarks.accuracy import plot, report
+from benchmarks.accuracy.measure import FLAGS, Visit, measure_checkpoint, measure_endpoint
 from benchmarks.accuracy.methods import SELECTIONS
 from benchmarks.accuracy.questions import Question, read_questions
 from benchmarks.accuracy.scoring import one_answer_baseline
-from benchmarks.accuracy.visits import FLAGS, Visit, visit_checkpoint, visit_endpoint
+from benchmarks.result_files import default_output
 
 SHARES = (0.33, 0.22, 0.11, 0.07)
 ENDPOINT = "endpoint"
@@ -49,8 +49,8 @@ def check(args: argparse.Namespace, log: Path) -> tuple[Mapping[str, Any], list[
 
 def _visit(args: argparse.Namespace, checkpoint: str | None, questions: Sequence[Question], log: Path) -> Visit:
     if checkpoint is None:
-        return visit_endpoint(args, questions)
-    return visit_checkpoint(args, checkpoint, questions, log)
+        return measure_endpoint(args, questions)
+    return measure_checkpoint(args, checkpoint, questions, log)
 
 
 def held_out(args: argparse.Namespace, directory: Path) -> list[Question]:
@@ -73,8 +73,7 @@ def over_budget(visit: Visit) -> list[str]:
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
-    parser = outcome.parser("accuracy", __doc__)
-    parser.prog = "python -m benchmarks.accuracy synthetic"
+    parser = check_cli.parser("python -m benchmarks.accuracy synthetic", "accuracy", __doc__)
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--base-url",
@@ -99,7 +98,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action=optional, default=False, help="let the servers compile (%(default)s)")
     parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for the servers, as one word")
     args = parser.parse_args(words)
-    args.output = args.output or outcome.RESULTS / f"accuracy-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    args.output = args.output or default_output("accuracy")
     return args
 
 
@@ -119,7 +118,7 @@ def main(words: Sequence[str]) -> None:
     args = parse_args(words)
     plot.figure_class()  # what is missing is said before anything is measured
     try:
-        outcome.run("accuracy", args, check)
+        check_cli.run("accuracy", args, check)
     finally:
         if args.output.exists():
             report.write(args.output)

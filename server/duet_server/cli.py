@@ -57,7 +57,7 @@ def run_batch(words: Sequence[str]) -> None:
     """Answer the requests of a file. ``words`` are the command line, ``run-batch`` first."""
     files, serve_words = _batch_parser().parse_known_args(words[1:])
     _set_up_environment()
-    from duet_server.api import batch_file
+    from duet_server.api.generation import batch_file
 
     args = parse_serve_args(["serve", *serve_words])
     args.model = args.model_tag or args.model

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from duet_server.demo import DEMO_MARK
-from duet_server.random_llava import TEXT, VISION, write_llava
+from duet_training.random_llava import TEXT, VISION, write_llava
 from tests.api.stand_in import QUESTION, StandInServer, stand_in_server
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from benchmarks.small_server import FLAGS
+from benchmarks.robustness.small_server import FLAGS
 from duet_server.demo import DEMO_NAME, DEMO_NOTICE
 from tests.serving.running_server import RunningServer, picture_and_text, running_server
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-from duet_server.engine.guiding import salient_rows
+from duet_server.guiding import salient_rows
 from duet_server.plan import TEXT_CHOICES, guiding_rows, make_layout
 from duet_training.conversations import IGNORED, EncodedConversation, encode, truncate
 from duet_training.records import BadDataError, Turn

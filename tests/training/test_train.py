@@ -15,8 +15,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, Trainer
 
 from duet_training.arguments import ConfigError, read_arguments
 from duet_training.demo.data import write_training_set
-from duet_training.parts import adapted, load_model
 from duet_training.train import main, make_trainer, train
+from duet_training.trainable import adapted, load_model
 from duet_training.trainer import DuetTrainer
 from tests.golden_cases import checkpoint_path
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
-from duet_server.engine.guiding import salient_rows
+from duet_server.guiding import salient_rows
 from duet_training.records import IMAGE_MARK, BadDataError, Turn
 
 IGNORED = -100  # the label that torch's cross entropy passes over

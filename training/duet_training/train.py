@@ -12,8 +12,8 @@ from duet_server.plan import SettingsError, llava_shape, resolve_settings
 from duet_training.arguments import ConfigError, DuetArguments, read_arguments
 from duet_training.collator import Collator
 from duet_training.dataset import ConversationDataset
-from duet_training.parts import adapted, load_model
 from duet_training.records import BadDataError, read_records
+from duet_training.trainable import adapted, load_model
 from duet_training.trainer import DuetTrainer, last_whole_checkpoint
 
 

@@ -13,19 +13,19 @@ from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from duet_server.api.errors import RequestRefusedError, refuse
-from duet_server.api.handlers import replace_handlers
-from duet_server.api.life.health import router as health_router
-from duet_server.api.life.request_id import RequestIdMiddleware
-from duet_server.api.life.server_life import ServerLife
+from duet_server.api.generation.handlers import replace_handlers
+from duet_server.api.generation.routes import router as generation_router
+from duet_server.api.inspection.routes import router as inspection_router
+from duet_server.api.lifecycle.health import router as health_router
+from duet_server.api.lifecycle.request_id import RequestIdMiddleware
+from duet_server.api.lifecycle.server_life import ServerLife
 from duet_server.api.metrics import CompressionMetrics
 from duet_server.api.options import ServerOptions
-from duet_server.api.playground import attach_playground
-from duet_server.api.protection.around import protect
+from duet_server.api.playground.page import attach_playground
+from duet_server.api.protection import protect
 from duet_server.api.protection.body_limit import BodyTooLargeError, refuse_body
 from duet_server.api.protection.guard import check_json_request
-from duet_server.api.routes import router
 from duet_server.api.served_model import ServedModel
-from duet_server.api.vllm_routes import router as vllm_router
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -49,8 +49,8 @@ class DuetEndpoints:
     def attach_router(self, app: FastAPI) -> None:
         """Called once vLLM's own routes are in place; a route of the same path and method replaces vLLM's."""
         self._app = app
-        app.include_router(router)
-        app.include_router(vllm_router)
+        app.include_router(generation_router)
+        app.include_router(inspection_router)
         app.include_router(health_router)
         app.add_exception_handler(RequestRefusedError, refuse)
         app.add_exception_handler(BodyTooLargeError, refuse_body)

@@ -9,10 +9,9 @@ import torch
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from duet_server.api.errors import RequestRefusedError, invalid_settings
-from duet_server.api.model_shape import model_shape
 from duet_server.api.options import CompressionField, ServerOptions
 from duet_server.demo import DEMO_MARK, DEMO_NOTICE
-from duet_server.plan import CompressionSettings, ModelShape, SettingsError, presets, resolve_settings
+from duet_server.plan import CompressionSettings, ModelShape, SettingsError, llava_shape, presets, resolve_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +108,14 @@ class ServedModel:
         except RequestRefusedError as error:
             field = f"--duet-default{error.parameter.removeprefix('compression')}"
             raise SettingsError(field, error.value, error.expected) from error
+
+
+def model_shape(vllm_config: Any) -> ModelShape | None:
+    """The served model's shape; None for a model without compression.
+
+    The engine's plugin marks the configuration of every model that it serves with compression, and of no other.
+    """
+    duet = vllm_config.additional_config.get("duet", {})
+    if not duet.get("served"):
+        return None
+    return llava_shape(vllm_config.model_config.hf_config, duet["boundaries"])

@@ -10,8 +10,8 @@ import openai
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from benchmarks.small_server import FLAGS as SMALL
-from benchmarks.small_server import MODEL, write_random
+from benchmarks.robustness.small_server import FLAGS as SMALL
+from benchmarks.robustness.small_server import MODEL, write_random
 from tests.serving.picture_host import ADDRESS, write_certificate
 from tests.serving.running_server import RunningServer, running_server
 from tests.serving.shared.playground_page import DESKTOP, Playground

@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from benchmarks.small_server import MODEL
+from benchmarks.robustness.small_server import MODEL
 from tests.golden_cases import golden_cases
 
 PICTURE = base64.b64encode(golden_cases("llava_mha")[0].picture_path.read_bytes()).decode()

@@ -1,9 +1,9 @@
-"""A few requests an operation of what ``python -m benchmarks.api_fuzz`` generates by the hundred."""
+"""A few requests an operation of what ``python -m benchmarks.robustness.api_fuzz`` generates by the hundred."""
 
 from __future__ import annotations
 
-from benchmarks.api_fuzz import fuzz, is_healthy
-from benchmarks.small_server import ServerProcesses
+from benchmarks.robustness.api_fuzz import fuzz, is_healthy
+from benchmarks.robustness.small_server import ServerProcesses
 
 
 def test_no_operation_fails(server):

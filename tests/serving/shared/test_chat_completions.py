@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.small_server import MODEL
+from benchmarks.robustness.small_server import MODEL
 from duet_server.demo import DEMO_NOTICE
 from tests.golden_cases import golden_cases
 from tests.serving.running_server import chat, picture_and_text

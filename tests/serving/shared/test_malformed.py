@@ -1,11 +1,17 @@
-"""A few of each malformed picture and field; ``python -m benchmarks.malformed`` sends thousands."""
+"""A few of each malformed picture and field; ``python -m benchmarks.robustness.malformed`` sends thousands."""
 
 from __future__ import annotations
 
 import asyncio
 
-from benchmarks.malformed import different_faults, healthy_answer, malformed_fields, malformed_pictures, send_all
-from benchmarks.small_server import ServerProcesses
+from benchmarks.robustness.malformed import (
+    different_faults,
+    healthy_answer,
+    malformed_fields,
+    malformed_pictures,
+    send_all,
+)
+from benchmarks.robustness.small_server import ServerProcesses
 
 
 def test_each_is_answered_and_the_engine_lives_on(server):

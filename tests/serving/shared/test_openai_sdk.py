@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from benchmarks.small_server import MODEL
+from benchmarks.robustness.small_server import MODEL
 from tests.golden_cases import golden_cases
 from tests.serving.running_server import picture_and_text
 

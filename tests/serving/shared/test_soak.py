@@ -1,10 +1,10 @@
-"""A few seconds of what ``python -m benchmarks.soak`` does for minutes."""
+"""A few seconds of what ``python -m benchmarks.robustness.soak`` does for minutes."""
 
 from __future__ import annotations
 
 import asyncio
 
-from benchmarks.soak import soak
+from benchmarks.robustness.soak import soak
 
 
 def test_mixed_clients_get_the_answers_of_one_that_is_alone(server):

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
-from duet_server import random_llava
 from duet_server.demo import DEMO_MARK
-from duet_server.random_llava import SPECIAL_TOKENS, write_llava_without_weights
+from duet_training import random_llava
 from duet_training.demo.data import TRAINING_SET, picture
 from duet_training.demo.questions import ask_several
 from duet_training.demo.scene import CANVAS
+from duet_training.random_llava import SPECIAL_TOKENS, write_llava_without_weights
 
 VOCAB_SIZE = 512
 VISION: dict[str, Any] = {

@@ -1,1 +1,44 @@
 """What guards the server: where pictures may come from, how much a request may ask for, what errors may say."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from starlette.types import ASGIApp
+from vllm.config.multimodal import ImageDummyOptions
+
+from duet_server.api.options import ServerOptions
+from duet_server.api.protection.api_keys import ApiKeys, api_keys
+from duet_server.api.protection.body_limit import BodyLimit
+from duet_server.api.protection.media import register_connector
+from duet_server.api.protection.plain_errors import PlainErrors
+
+
+def protect(app: ASGIApp, engine_client: Any, args: Namespace, options: ServerOptions) -> ASGIApp:
+    """Returns what is to answer in the app's place.
+
+    Args:
+        app: vLLM's, its middleware included: what comes from here is outside of all that.
+        engine_client: its model's configuration is this process' own.
+        args: the server's arguments.
+        options: what protects it.
+    """
+    register_connector(options)
+    cap_images(engine_client.model_config, args, options.max_images)
+    keys = api_keys(args)
+    if options.max_body is not None:
+        app = BodyLimit(app, options.max_body)
+    if keys and options.guard_all_routes:
+        app = ApiKeys(app, keys)
+    return PlainErrors(app) if options.plain_errors else app
+
+
+def cap_images(model_config: Any, args: Namespace, max_images: int | None) -> None:
+    """Lower vLLM's limit of 999 pictures, where the user has set none.
+
+    The engine's processes have copies of the configuration of their own, so what they reserve stays as it was.
+    """
+    mm_config = model_config.multimodal_config
+    if mm_config is not None and max_images is not None and "image" not in (args.limit_mm_per_prompt or {}):
+        mm_config.limit_per_prompt["image"] = ImageDummyOptions(count=max_images)

@@ -1,4 +1,4 @@
-"""Keeps clients from the engine's own keys and from asking for more than the server gives, on every JSON route.
+"""Checks the body of every JSON route: no key of the engine's own, no compression where there is none, no flood.
 
 The engine trusts keys under ``duet_``: only the validated ``compression`` field may set them. So they are refused
 wherever a body may carry them, not only where compression is served.
@@ -14,7 +14,6 @@ import pybase64
 from fastapi import Request
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from duet_server.api.elsewhere import refuse_compression_elsewhere
 from duet_server.api.errors import RequestRefusedError
 
 RESERVED_PREFIX = "duet_"
@@ -23,6 +22,15 @@ _ENGINE_FIELDS = ("vllm_xargs", "mm_processor_kwargs", "extra_args")
 _FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, keys and tensors in base64
 _NUM_ANSWERS = ("n", "best_of")
 _CONTAINERS = (dict, list)  # as json makes them
+_COMPRESSING_ROUTES = {
+    "/v1/chat/completions",
+    "/v1/chat/completions/batch",
+    "/v1/compression/plan",
+    "/v1/compression/preview",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses",
+}
 
 
 async def check_json_request(raw_request: Request) -> None:
@@ -33,7 +41,7 @@ async def check_json_request(raw_request: Request) -> None:
     except ValueError:
         return  # no JSON: the route's to answer
     refuse_reserved_keys(body)
-    refuse_compression_elsewhere(body, raw_request.scope["route"].path)
+    refuse_compression_on_other_routes(body, raw_request.scope["route"].path)
     refuse_many_answers(body, raw_request.app.state.duet.options.max_n)
 
 
@@ -44,6 +52,15 @@ def refuse_reserved_keys(body: object) -> None:
             raise _reserved(_Path(above, key), value)
         if key in _FEATURES and _has_reserved_features(value):
             raise _reserved(_Path(above, key), value)
+
+
+def refuse_compression_on_other_routes(body: object, path: str) -> None:
+    """Raise RequestRefusedError if a body asks for compression on a route without; ``path`` is the route's own."""
+    if not isinstance(body, dict) or body.get("compression") in (None, "off"):
+        return
+    if path in _COMPRESSING_ROUTES or (path == "/invocations" and "messages" in body):
+        return
+    raise RequestRefusedError("unsupported", "compression", body["compression"], f"none: {path} does not compress")
 
 
 def refuse_many_answers(body: object, max_n: int | None) -> None:

@@ -1,0 +1,1 @@
+"""The kernels of both stages on their own: ``python -m benchmarks.kernels``."""

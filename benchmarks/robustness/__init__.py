@@ -1,0 +1,1 @@
+"""Long checks that a server survives what clients do to it."""

@@ -1,0 +1,196 @@
+"""Many clients for many minutes: ``python -m benchmarks.robustness.soak``.
+
+Pictures, text, all sorts of settings, streams and clients that hang up, each checked against the answer that the
+request got when it was alone: the same token ids, none lost, none crossed. At the end the engine holds nothing, and the
+server's memory has stopped growing.
+
+Sums in float32 depend in their last bits on what shares a batch, so a token that won by a hair alone may lose in a
+crowd. Requests whose solo answer has such a token (by less than MARGIN) are left out beforehand; of the rest every
+token counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from benchmarks import check_cli
+from benchmarks.result_files import table
+from benchmarks.robustness.small_server import ServerProcesses, small_server
+from benchmarks.robustness.soak_requests import (
+    MANNERS,
+    Manner,
+    SoakRequest,
+    ask_alone,
+    make_bodies,
+    streamed_answer,
+    whole_answer,
+)
+
+NAME = "soak"
+MARGIN = 1e-3  # nats
+MAX_SLOPE = 0.01  # of the memory, over the last half
+SAMPLE_S = 1.0
+IDLE = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+TIMEOUT = aiohttp.ClientTimeout(total=180)
+
+
+@dataclass(slots=True)
+class Record:
+    """What has happened so far."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    memory: list[tuple[float, dict[str, int]]] = field(default_factory=list)  # seconds; bytes by process
+
+
+async def soak(
+    url: str, *, clients: int, minutes: float, num_requests: int, seed: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Against a running server; gives figures and what is wrong."""
+    processes, record = ServerProcesses.of(url), Record()
+    connector = aiohttp.TCPConnector(
+        limit=0, force_close=True
+    )  # a kept connection may be closed just as it is used again
+    async with aiohttp.ClientSession(url, connector=connector, timeout=TIMEOUT, raise_for_status=True) as session:
+        alone = [await ask_alone(session, body) for body in make_bodies(num_requests, seed)]
+        decided = [request for request in alone if request.margin >= MARGIN]
+        watch = asyncio.create_task(_watch_memory(processes, record))
+        start = time.monotonic()
+        deadline = start + 60 * minutes
+        await asyncio.gather(*(_client(session, decided, f"{seed} {n}", deadline, record) for n in range(clients)))
+        seconds = time.monotonic() - start
+        watch.cancel()
+        idle = await _idle(session, decided[0], record)
+    memory = [(at, sum(sizes.values())) for at, sizes in record.memory]
+    figures = {
+        "asked": record.asked,
+        "requests": len(decided),
+        "left_out": len(alone) - len(decided),
+        "least_margin": min(request.margin for request in decided),
+        "seconds": seconds,
+        "idle": idle,
+        "memory_bytes": [size for _, size in memory],
+        "memory_by_process": [sizes for _, sizes in record.memory[:: max(1, len(memory) // 20)]],
+        "slope_of_the_last_half": relative_slope(memory[len(memory) // 2 :]),
+    }
+    failures = record.faults[:50]
+    failures += [f"{len(record.faults)} answers lost or wrong"] if record.faults else []
+    failures += [f"{name} is {value} at the end" for name, value in idle.items() if value]
+    failures += [f"{process} has ended" for process in processes.ended()]
+    return figures, failures
+
+
+async def _client(
+    session: aiohttp.ClientSession, requests: Sequence[SoakRequest], seed: str, deadline: float, record: Record
+) -> None:
+    rng = random.Random(seed)
+    while time.monotonic() < deadline:
+        (manner,) = rng.choices(list(MANNERS), list(MANNERS.values()))
+        request = rng.choice(requests)
+        record.asked[manner] += 1
+        try:
+            fault = await _ask(session, request, manner, rng)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            fault = f"lost: {type(error).__name__} {error}"
+        if fault:
+            record.faults.append(f"{manner}: {fault}; {request.body[-300:]!r}")
+
+
+async def _ask(session: aiohttp.ClientSession, request: SoakRequest, manner: Manner, rng: random.Random) -> str | None:
+    """Ask in this manner; says what is wrong with the answer, or with what came of it."""
+    if manner == "whole":
+        return _differs(await whole_answer(session, request), request)
+    if manner == "gone before the answer":
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rng.uniform(0, 0.3)):
+                return _differs(await whole_answer(session, request), request)
+        return None
+    most = rng.randrange(len(request.token_ids)) if manner == "gone amid the answer" else len(request.token_ids) + 1
+    tokens: list[int] = []
+    async with contextlib.aclosing(streamed_answer(session, request)) as events:
+        async for new in events:
+            tokens += new
+            if len(tokens) > most:
+                return _differs(tokens, request, whole=False)
+    return _differs(tokens, request)
+
+
+def _differs(token_ids: Sequence[int], request: SoakRequest, *, whole: bool = True) -> str | None:
+    expected = request.token_ids if whole else request.token_ids[: len(token_ids)]
+    return None if tuple(token_ids) == expected else f"answered {list(token_ids)}, alone {list(expected)}"
+
+
+async def _watch_memory(processes: ServerProcesses, record: Record) -> None:
+    while True:
+        record.memory.append((time.monotonic(), processes.resident_bytes()))
+        await asyncio.sleep(SAMPLE_S)
+
+
+async def _idle(session: aiohttp.ClientSession, request: SoakRequest, record: Record) -> dict[str, float]:
+    """The engine's gauges when nobody asks any more; one last request, whose answer counts too, brings them up to date.
+
+    They get 30 seconds: what clients have hung up on is aborted as the server notices.
+    """
+    for _ in range(30):
+        fault = _differs(await whole_answer(session, request), request)
+        record.faults += [f"afterwards: {fault}"] if fault else []
+        async with session.get("/metrics") as response:
+            gauges = read_gauges(await response.text())
+        if not any(gauges.values()):
+            break
+        await asyncio.sleep(1)
+    return gauges
+
+
+def read_gauges(metrics: str) -> dict[str, float]:
+    """The sum over engines of each in IDLE."""
+    return {name: sum(map(float, re.findall(rf"^{name}{{[^}}]*}} (\S+)$", metrics, re.MULTILINE))) for name in IDLE}
+
+
+def relative_slope(samples: Sequence[tuple[float, int]]) -> float:
+    """By how much a line through the samples rises from the first to the last, as a share of their mean."""
+    times, sizes = np.array(samples, dtype=float).T
+    slope, _ = np.polyfit(times - times[0], sizes, 1)
+    return float(slope * (times[-1] - times[0]) / sizes.mean())
+
+
+def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str]]:
+    with small_server(log, *args.server_args) as url:
+        sizes = {"clients": args.clients, "minutes": args.minutes, "num_requests": args.requests, "seed": args.seed}
+        figures, failures = asyncio.run(soak(url, **sizes))
+    memory, slope = figures["memory_bytes"], figures["slope_of_the_last_half"]
+    rows: list[list[object]] = [[manner, count] for manner, count in figures["asked"].items()]
+    print(table(["asked", ""], [*rows, ["all", sum(figures["asked"].values())]]))
+    print(
+        f"in {figures['seconds']:.0f} s, of {figures['requests']} requests ({figures['left_out']} near ties left out)"
+    )
+    print(f"at the end: {figures['idle']}")
+    print(f"memory: {memory[0] >> 20} to {memory[-1] >> 20} MiB, {slope:+.2%} over the last half", flush=True)
+    return figures, failures + ([f"memory grew by {slope:.2%} over the last half"] if slope > MAX_SLOPE else [])
+
+
+def main() -> None:
+    parser = check_cli.parser("python -m benchmarks.robustness.soak", NAME, __doc__)
+    parser.add_argument("--clients", type=int, default=64, help="that ask at the same time (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="(%(default)s)")
+    parser.add_argument("--requests", type=int, default=90, help="different ones (%(default)s)")
+    parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for the server, as one word")
+    check_cli.run(NAME, parser.parse_args(), check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""duet-server against stock vLLM under load: ``python -m benchmarks.serving``."""

@@ -1,0 +1,21 @@
+"""Puts our handlers in the place of vLLM's."""
+
+from __future__ import annotations
+
+from starlette.datastructures import State
+
+from duet_server.api.generation.rendering import DuetRenderer
+from duet_server.api.generation.serving_chat import DuetServingChat, DuetServingChatBatch
+from duet_server.api.generation.serving_messages import DuetServingMessages
+from duet_server.api.generation.serving_responses import DuetServingResponses
+from duet_server.api.metrics import CompressionMetrics
+from duet_server.api.served_model import ServedModel
+
+
+def replace_handlers(state: State, served: ServedModel, metrics: CompressionMetrics) -> None:
+    """``state`` is that of an app, vLLM's handlers set up."""
+    renderer = DuetRenderer(state.openai_serving_chat, served, metrics)
+    state.openai_serving_chat = DuetServingChat(state.openai_serving_chat, renderer)
+    state.openai_serving_chat_batch = DuetServingChatBatch(state.openai_serving_chat_batch, renderer)
+    state.openai_serving_responses = DuetServingResponses(state.openai_serving_responses, renderer)
+    state.anthropic_serving_messages = DuetServingMessages(state.anthropic_serving_messages, renderer)

@@ -1,0 +1,165 @@
+"""From a request to the engine's door: compression settings in, the engine's fields filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.responses.utils import construct_input_messages
+from vllm.renderers.chat_utils import has_non_text_content
+from vllm.renderers.online_renderer import OnlineRenderer
+
+from duet_server.api.errors import RequestRefusedError
+from duet_server.api.generation.checks import check_request, room_for_answer
+from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, has_part, list_contents, user_texts
+from duet_server.api.generation.schema import CompressibleRequest
+from duet_server.api.metrics import CompressionMetrics
+from duet_server.api.options import CompressionField
+from duet_server.api.served_model import ServedModel
+from duet_server.engine.request_plans import GUIDE, KEEP, STAGE1, TEXT, TRACE
+from duet_server.guiding import salient_rows
+from duet_server.plan import CompressionSettings
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class DuetRenderer(OnlineRenderer):
+    """Takes the place of vLLM's renderer in the handlers that generate, and its settings over.
+
+    Whatever the route, vLLM makes chat messages of a request and renders them by ``preprocess_chat``: there the prompt
+    becomes known, and nothing has been sent yet.
+
+    Args:
+        handler: vLLM's own chat handler; its renderer and its defaults are all handlers'.
+        served: the served model.
+        metrics: where accepted requests are counted.
+    """
+
+    def __init__(self, handler: OpenAIServingChat, served: ServedModel, metrics: CompressionMetrics) -> None:
+        self.__dict__.update(vars(handler.online_renderer))
+        self.served = served
+        self.metrics = metrics
+        self._answer_limits = (
+            served.max_num_batched_tokens,
+            self.model_config.max_model_len,
+            handler.default_sampling_params,
+            handler.override_max_tokens,
+        )
+        # Past our own check of what the client sent, vLLM's must let pass what we add.
+        self._trust_clients_mm_kwargs: bool = handler.online_renderer.trust_request_mm_kwargs
+        self.trust_request_mm_kwargs = True
+
+    def adjust_harmony_request(self, request: CompressibleRequest) -> None:
+        """The one format whose prompts are not rendered below; its models take no images."""
+        self.served.resolve(cast(CompressionField | None, request.compression))
+        super().adjust_harmony_request(request)
+
+    async def preprocess_chat(
+        self,
+        request: CompressibleRequest,
+        messages: list[Any],
+        *args: Any,
+        skip_mm_cache: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Raises RequestRefusedError for what compression cannot do, before the engine hears of it."""
+        dry_run = skip_mm_cache or request._dry_run
+        list_contents(messages)
+        settings = self._settings(request, messages)
+        # A dry run leaves alone a cache that the engine shares: these images never get there. A traced one is never
+        # asked for again.
+        skip = dry_run or bool(request._trace_id)
+        try:
+            result = await super().preprocess_chat(request, messages, *args, skip_mm_cache=skip, **kwargs)
+        except AssertionError as error:  # vLLM's way to find a part without its content, or a picture that was cut off
+            raise _refused_prompt(request) from error
+        (engine_input,) = result[1]
+        self._compress(request, messages, settings, engine_input)
+        if not dry_run and not request._trace_id:
+            self._count(request, settings)
+        return result
+
+    async def render_responses(self, request: Any, **kwargs: Any) -> Any:
+        """Raises RequestRefusedError, too, for items that vLLM reads without a look at their shape."""
+        try:
+            construct_input_messages(request_input=request.input)
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
+            items = [item.get("type") if isinstance(item, dict) else item.type for item in request.input]
+            raise RequestRefusedError("unsupported", "input", items, "items with the content that they need") from error
+        return await super().render_responses(request, **kwargs)
+
+    def usage(self, request: CompressibleRequest) -> dict[str, Any] | None:
+        """A rendered request's ``usage.compression``; None where there are neither images nor a wish for it."""
+        shape, compressed = self.served.shape, request._compressed
+        if shape is None or compressed is None or not (compressed.num_images or request.compression is not None):
+            return None
+        return compressed.usage(shape)
+
+    def _settings(self, request: Any, messages: Messages) -> CompressionSettings | None:
+        """Resolve and check the request's settings, and have its images processed by them."""
+        validate_request_mm_kwargs(
+            mm_processor_kwargs=request.mm_processor_kwargs,
+            media_io_kwargs=request.media_io_kwargs,
+            trust_request_mm_kwargs=self._trust_clients_mm_kwargs,
+        )
+        settings = self.served.resolve(request.compression)
+        if request._trace_id:
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), TRACE: request._trace_id}
+        if settings is None or settings.is_off or not has_non_text_content(messages):
+            return settings
+        check_request(request, messages)
+        if settings.dominant is not None:
+            counts = [settings.dominant, settings.contextual, settings.cluster_width or 0]
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), STAGE1: counts}
+        return settings
+
+    def _compress(
+        self, request: Any, messages: Messages, settings: CompressionSettings | None, engine_input: Any
+    ) -> None:
+        """Lay the settings out on the rendered prompt and fill the engine's fields."""
+        shape = self.served.shape
+        if settings is None or shape is None or not _has_counted_images(messages, engine_input):
+            return
+        prompt = RenderedPrompt.from_engine_input(engine_input)
+        request._compressed = compressed = CompressedPrompt.make(settings, prompt, shape)
+        if compressed.drops:
+            compressed.check_ends_on_text(request.prompt_field)
+            request._room = room_for_answer(request, len(prompt.token_ids), *self._answer_limits)
+            args = self._stage2_args(settings, prompt, messages, request._trace_id)
+            request.vllm_xargs = {**(request.vllm_xargs or {}), **args}
+
+    def _stage2_args(
+        self, settings: CompressionSettings, prompt: RenderedPrompt, messages: Messages, trace_id: int
+    ) -> dict[str, Any]:
+        args: dict[str, Any] = {KEEP: list(settings.keep), TEXT: settings.text}
+        if trace_id:
+            args[TRACE] = trace_id
+        if settings.text == "salient":
+            if prompt.text is None:
+                expected = "all or last: the chat template of this model gives no text"
+                raise RequestRefusedError("unsupported", "compression.text", settings.text, expected)
+            args[GUIDE] = salient_rows(
+                self.renderer.tokenizer, prompt.text, prompt.token_ids, prompt.visual_spans, user_texts(messages)
+            )
+        return args
+
+    def _count(self, request: CompressibleRequest, settings: CompressionSettings | None) -> None:
+        self.metrics.count_request("off" if settings is None else settings.preset)
+        usage = self.usage(request)
+        if usage is not None and usage["visual_tokens"]["encoder"]:
+            self.metrics.count_compression(usage)
+
+
+def _refused_prompt(request: CompressibleRequest) -> RequestRefusedError:
+    truncated = getattr(request, "truncate_prompt_tokens", None)
+    if truncated is not None:
+        expected = "null, or enough for all of the prompt's pictures"
+        return RequestRefusedError("unsupported", "truncate_prompt_tokens", truncated, expected)
+    return RequestRefusedError("unsupported", request.prompt_field, "malformed", "parts with all that they need")
+
+
+def _has_counted_images(messages: Messages, engine_input: Any) -> bool:
+    """Whether every image has passed the vision encoder, so that its tokens are the model's to count."""
+    return engine_input["type"] in ("token", "multimodal") and not has_part(messages, "image_embeds")

@@ -1,0 +1,66 @@
+"""vLLM's Messages API, Anthropic's, with compression."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import Request
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+
+from duet_server.api.errors import RequestRefusedError
+from duet_server.api.generation.schema import (
+    DuetAnthropicUsage,
+    DuetChatCompletionRequest,
+    DuetCountTokensRequest,
+    DuetMessagesRequest,
+    DuetMessagesResponse,
+    with_compression_field,
+)
+from duet_server.api.generation.serving_chat import DuetServingChat
+from duet_server.api.generation.usage import with_message_usage
+
+
+class DuetServingMessages(DuetServingChat, AnthropicServingMessages):
+    """Takes the place of the handler that vLLM has set up, and its settings over."""
+
+    @classmethod
+    def to_chat_completion_request(
+        cls, request: DuetMessagesRequest | DuetCountTokensRequest, **kwargs: Any
+    ) -> DuetChatCompletionRequest:
+        """vLLM's conversion, with ``compression``; a length is left where the client has put it."""
+        vllm_chat = super().to_chat_completion_request(request, **kwargs)
+        chat = with_compression_field(vllm_chat, compression=request.compression, max_completion_tokens=None)
+        if isinstance(request, DuetMessagesRequest):
+            request._chat = chat
+        else:
+            chat._dry_run = True
+        return chat
+
+    async def create_messages(self, request: DuetMessagesRequest, raw_request: Request | None = None) -> Any:
+        answer = await self._answer_refusals(super().create_messages(request, raw_request))
+        usage = self.online_renderer.usage(request._chat) if request._chat else None
+        if usage is None:
+            return answer
+        if isinstance(answer, AnthropicMessagesResponse):
+            own_usage = DuetAnthropicUsage(**vars(answer.usage), compression=usage)
+            return DuetMessagesResponse.model_construct(**{**vars(answer), "usage": own_usage})
+        return _stream_with_usage(answer, usage) if isinstance(answer, AsyncGenerator) else answer
+
+    async def count_tokens(self, request: DuetCountTokensRequest, raw_request: Request | None = None) -> Any:
+        """The tokens that enter the language model, as the answer's usage would count them."""
+        return await self._answer_refusals(super().count_tokens(request, raw_request))
+
+    async def _answer_refusals(self, answer: Any) -> Any:
+        """vLLM's route would log them as failures of its own; it gives an error answer Anthropic's shape."""
+        try:
+            return await answer
+        except RequestRefusedError as error:
+            self.online_renderer.metrics.count_rejected(error.reason)
+            return self.create_error_response(error)
+
+
+async def _stream_with_usage(events: AsyncGenerator[str, None], usage: dict[str, Any]) -> AsyncGenerator[str, None]:
+    async for event in events:
+        yield with_message_usage(event, usage)

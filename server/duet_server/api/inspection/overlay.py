@@ -1,0 +1,79 @@
+"""The kept patches drawn on the pictures, as the vision tower saw them: a PNG for whoever asks for one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from duet_server.api.inspection.patches import Picture
+
+GAP, CAPTION, LEAST_SIDE = 12, 40, 336  # pixels
+DIMMED, MERGED, MERGED_SHARE = 0.18, np.array([255, 176, 0]), 0.45
+PAPER, INK = "white", "black"
+
+
+def draw_overlay(pictures: Sequence[Picture], patches: Sequence[Mapping[str, Any]], processor: Any) -> bytes:
+    """A row per picture: the picture, then each segment with what it dropped dark and what was merged tinted.
+
+    Args:
+        pictures: as the prompt has them.
+        patches: of each, as :func:`duet_server.api.inspection.patches.describe_patches` gives them.
+        processor: the image processor, for the mean and deviation that it normalizes by.
+    """
+    rows = [_row(_seen(picture, processor), described) for picture, described in zip(pictures, patches, strict=True)]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _seen(picture: Picture, processor: Any) -> np.ndarray:
+    """``[height, width, 3]`` uint8."""
+    pixels = picture.pixels.float().numpy().transpose(1, 2, 0)
+    seen: np.ndarray = 255 * (pixels * processor.image_std + processor.image_mean)
+    return seen.round().clip(0, 255).astype(np.uint8)
+
+
+def _row(seen: np.ndarray, described: Mapping[str, Any]) -> Image.Image:
+    segments = described["segments"]
+    views = [seen, *(_view(seen, described, segment) for segment in segments)]
+    captions = ["what the vision tower sees", *(_caption(segment) for segment in segments)]
+    scale = max(1, -(-LEAST_SIDE // seen.shape[0]))
+    side = seen.shape[0] * scale
+    row = Image.new("RGB", (GAP + len(views) * (side + GAP), side + CAPTION + GAP), PAPER)
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(15)
+    for idx, (view, caption) in enumerate(zip(views, captions, strict=True)):
+        left = GAP + idx * (side + GAP)
+        draw.text((left, GAP), caption, INK, font)
+        row.paste(Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST), (left, CAPTION))
+    return row
+
+
+def _view(seen: np.ndarray, described: Mapping[str, Any], segment: Mapping[str, Any]) -> np.ndarray:
+    num_rows, num_columns = described["grid"]
+    merged = [patch for idx in segment["contextual"] for patch in described["stage1"]["contextual"][idx]["patches"]]
+    is_kept, is_merged = (_mask(patches, num_rows, num_columns, seen) for patches in (segment["patches"], merged))
+    tinted = seen * (1 - MERGED_SHARE) + MERGED * MERGED_SHARE
+    return np.where(is_kept, seen, np.where(is_merged, tinted, seen * DIMMED)).astype(np.uint8)
+
+
+def _mask(patches: Sequence[int], num_rows: int, num_columns: int, seen: np.ndarray) -> np.ndarray:
+    """``[height, width, 1]``, true on the pixels of the patches."""
+    grid = np.zeros(num_rows * num_columns, dtype=bool)
+    grid[list(patches)] = True
+    height, width = seen.shape[0] // num_rows, seen.shape[1] // num_columns
+    return np.kron(grid.reshape(num_rows, num_columns), np.ones((height, width), dtype=bool))[:, :, None]
+
+
+def _caption(segment: Mapping[str, Any]) -> str:
+    start, end = segment["layers"]
+    kept = len(segment["patches"]) + len(segment["contextual"]) + segment["cls"]
+    return f"layers {start} to {end - 1}: {kept} tokens"

@@ -1,0 +1,131 @@
+"""Which patches of every picture each stage and segment kept: what the engine noted, in terms of the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from duet_server.engine.request_plans import TRACE
+from duet_server.plan import ModelShape
+
+Trace = Mapping[str, Mapping[int, Any]]  # as duet_server.engine.trace.Traces.take gives it
+NOTHING: Trace = {"images": {}, "segments": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image of a prompt. ``span`` are its rows, ``image_idx`` is what the engine calls it, sizes are in pixels;
+    ``pixels`` is what the tower sees, ``[3, height, width]`` and normalized."""
+
+    image_idx: int
+    span: tuple[int, int]
+    width: int
+    height: int
+    pixels: Any
+
+
+def pictures_of(engine_input: Mapping[str, Any], spans: Sequence[tuple[int, int]]) -> list[Picture]:
+    """The pictures of a prompt that was rendered to be traced, in its order.
+
+    Of a picture that occurs again, vLLM keeps the first: both are looked up by their hash.
+    """
+    hashes = engine_input["mm_hashes"]["image"]
+    items = dict(zip(hashes[::-1], engine_input["mm_kwargs"]["image"][::-1], strict=True))
+    result = []
+    for mm_hash, span in zip(hashes, spans, strict=True):
+        _, image_idx, width, height = items[mm_hash][TRACE].data.tolist()
+        result.append(Picture(image_idx, span, width, height, items[mm_hash]["pixel_values"].data))
+    return result
+
+
+def describe_patches(
+    pictures: Sequence[Picture], trace: Trace, num_prompt_tokens: int, shape: ModelShape, processor: Any
+) -> list[dict[str, Any]]:
+    """Per picture as :class:`duet_server.api.generation.schema.PicturePatches`.
+
+    Args:
+        pictures: as the prompt has them.
+        trace: what the engine noted.
+        num_prompt_tokens: tokens that entered the language model.
+        shape: the model.
+        processor: the Hugging Face image processor, whose resizing and cropping decide what the patches cover.
+    """
+    segments = _segments(trace, num_prompt_tokens, len(shape.boundaries) + 1)
+    layers = list(pairwise((0, *shape.boundaries, shape.decoder.num_layers)))
+    side = shape.vision.image_size // shape.vision.patch_size
+    described = []
+    for picture in pictures:
+        stage1 = trace["images"].get(picture.image_idx)
+        patches = stage1["dominant"] if stage1 else range(shape.vision.num_patches)
+        held = [_held(picture.span, rows, patches, has_cls=stage1 is not None) for rows, _ in segments]
+        scores = [_scores(picture.span, previous, ranked) for (previous, _), (_, ranked) in pairwise(segments)]
+        described.append(
+            {
+                "grid": [side, side],
+                "picture": {"width": picture.width, "height": picture.height},
+                "area": covered_area(picture.width, picture.height, processor),
+                "stage1": stage1 and _stage1(stage1),
+                "segments": [
+                    {"layers": list(own), **kept, "scores": ranked}
+                    for own, kept, ranked in zip(layers, held, [None, *scores], strict=True)
+                ],
+            }
+        )
+    return described
+
+
+def covered_area(width: int, height: int, processor: Any) -> dict[str, float]:
+    """The part of a picture that its patches cover, in its own pixels; it leaves the picture where that is padded.
+
+    Args:
+        processor: an image processor of CLIP's kind, which resizes and then crops the centre.
+    """
+    size, crop = dict(processor.size), dict(processor.crop_size or {})
+    shortest = size.get("shortest_edge")
+    across = shortest / min(width, height) if shortest else size["width"] / width
+    down = shortest / min(width, height) if shortest else size["height"] / height
+    is_cropped = processor.do_center_crop and crop
+    covered = (crop["width"] / across, crop["height"] / down) if is_cropped else (width, height)
+    return {
+        "left": round((width - covered[0]) / 2, 2),
+        "top": round((height - covered[1]) / 2, 2),
+        "width": round(covered[0], 2),
+        "height": round(covered[1], 2),
+    }
+
+
+def _segments(trace: Trace, num_tokens: int, num_segments: int) -> list[tuple[list[int], dict[int, float]]]:
+    """Of every segment the prompt's rows that it holds, and the score of those that it was chosen from."""
+    segments: list[tuple[list[int], dict[int, float]]] = [(list(range(num_tokens)), {})]
+    for segment_idx in range(1, num_segments):
+        previous, noted = segments[-1][0], trace["segments"].get(segment_idx)
+        if noted is None:  # where nothing was dropped
+            segments.append((previous, {}))
+            continue
+        scores = {previous[first + place]: score for first, pool in noted["scores"] for place, score in enumerate(pool)}
+        segments.append((noted["rows"], scores))
+    return segments
+
+
+def _held(span: tuple[int, int], rows: Sequence[int], patches: Sequence[int], *, has_cls: bool) -> dict[str, Any]:
+    """What a segment holds of a picture: its rows are CLS, patches kept as they are, and those that were merged."""
+    start, end = span
+    places = [row - start - int(has_cls) for row in rows if start <= row < end]
+    return {
+        "cls": -1 in places,
+        "patches": [patches[place] for place in places if 0 <= place < len(patches)],
+        "contextual": [place - len(patches) for place in places if place >= len(patches)],
+    }
+
+
+def _scores(span: tuple[int, int], previous: Sequence[int], scores: Mapping[int, float]) -> list[float] | None:
+    """In the order of what the segment before held: CLS, patches, contextual."""
+    own = [scores[row] for row in previous if span[0] <= row < span[1] and row in scores]
+    return own or None
+
+
+def _stage1(stage1: Mapping[str, Any]) -> dict[str, Any]:
+    contextual = [{"anchor": patches[0], "patches": sorted(patches)} for patches in stage1["contextual"]]
+    return {"dominant": stage1["dominant"], "contextual": contextual, "scores": stage1["scores"]}

@@ -1,0 +1,50 @@
+"""The body of ``POST /v1/compression/plan``: a request's costs with compression and without."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from duet_server.api.generation.prompt import CompressedPrompt
+from duet_server.api.served_model import ServedModel
+from duet_server.plan import ModelShape, kv_bytes, prefill_flops
+
+
+def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
+    """As :class:`duet_server.api.generation.schema.CompressionPlan`."""
+    shape = served.shape
+    assert shape is not None, f"{served=}"
+    usage = prompt.usage(shape)
+    num_patches, layout = shape.vision.num_patches, prompt.plan.layout
+    num_uncompressed = layout.num_text_tokens + prompt.num_images * num_patches
+    tokens = [segment.num_tokens for segment in prompt.plan.segments]
+    entering = prompt.settings.num_entering(num_patches)
+    cache = usage["kv_cache"]
+    body: dict[str, Any] = {
+        "model": served.name,
+        "images": prompt.num_images,
+        "prompt_tokens": _cost(layout.num_tokens, num_uncompressed),
+        "segments": _segments(prompt, shape),
+        "kv_cache_bytes": _cost(
+            kv_bytes(shape, cache["token_layers"], served.kv_dtype_bytes),
+            kv_bytes(shape, cache["token_layers_uncompressed"], served.kv_dtype_bytes),
+        ),
+        "prefill_flops": _cost(
+            prefill_flops(shape, tokens, prompt.num_images, entering),
+            prefill_flops(shape, [num_uncompressed] * len(tokens), prompt.num_images, num_patches),
+        ),
+        "compression": usage,
+    }
+    return body | ({"notice": served.notice} if served.notice else {})
+
+
+def _segments(prompt: CompressedPrompt, shape: ModelShape) -> list[dict[str, Any]]:
+    layers = pairwise((0, *shape.boundaries, shape.decoder.num_layers))
+    return [
+        {"layers": [start, end], "tokens": segment.num_tokens, "visual_tokens": segment.num_visual_tokens}
+        for (start, end), segment in zip(layers, prompt.plan.segments, strict=True)
+    ]
+
+
+def _cost(compressed: float, uncompressed: float) -> dict[str, float]:
+    return {"compressed": compressed, "uncompressed": uncompressed}

@@ -1,0 +1,72 @@
+"""The routes under ``/v1/compression``: what this server offers, what a request would cost, what it would keep."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
+
+from duet_server.api.generation.schema import DuetChatCompletionRequest
+from duet_server.api.generation.serving_chat import DuetServingChat
+from duet_server.api.inspection.plan_body import plan_body
+from duet_server.api.inspection.preview import preview_chat
+from duet_server.api.inspection.schema import CompressionInfo, CompressionPlan, CompressionPreview
+from duet_server.api.served_model import ServedModel
+
+router = APIRouter()
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status.value: {"model": ErrorResponse}
+    for status in (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.NOT_IMPLEMENTED,
+    )
+}
+
+
+@router.get("/v1/compression", response_model=CompressionInfo, response_model_exclude_unset=True)
+async def show_compression(raw_request: Request) -> dict[str, Any]:
+    """Boundaries, presets in this model's counts, limits."""
+    served: ServedModel = raw_request.app.state.duet.served
+    return served.describe()
+
+
+@router.post(
+    "/v1/compression/plan",
+    dependencies=[Depends(validate_json_request)],
+    responses={HTTPStatus.OK.value: {"model": CompressionPlan}, **_ERRORS},
+)
+async def plan_compression(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
+    """What a chat completion with this body would come to: token counts of every stage, KV bytes and FLOPs."""
+    handler: DuetServingChat = raw_request.app.state.openai_serving_chat
+    planned = await handler.plan_chat(request)
+    if isinstance(planned, ErrorResponse):
+        return JSONResponse(planned.model_dump(), status_code=planned.error.code)
+    return JSONResponse(plan_body(planned, handler.served))
+
+
+@router.post(
+    "/v1/compression/preview",
+    dependencies=[Depends(validate_json_request)],
+    responses={HTTPStatus.OK.value: {"model": CompressionPreview, "content": {"image/png": {}}}, **_ERRORS},
+)
+@with_cancellation  # type: ignore[untyped-decorator]
+async def preview_compression(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
+    """The same, and which patches each stage kept of the pictures: the engine runs the prompt for one token.
+
+    Under `Accept: image/png` the pictures themselves, with what was dropped dark and what was merged tinted.
+    """
+    handler: DuetServingChat = raw_request.app.state.openai_serving_chat
+    preview = await preview_chat(handler, request, raw_request)
+    if isinstance(preview, ErrorResponse):
+        return JSONResponse(preview.model_dump(), status_code=preview.error.code)
+    if "image/png" in raw_request.headers.get("accept", ""):
+        return Response(await run_in_threadpool(preview.png), media_type="image/png")
+    return JSONResponse(preview.body(handler))

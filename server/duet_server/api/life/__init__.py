@@ -1,1 +1,0 @@
-"""From ready to drained: health, the gate for requests, the engine's pulse, one id per request."""

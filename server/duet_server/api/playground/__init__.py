@@ -1,0 +1,1 @@
+"""The playground: a page at ``/`` to try the server in a browser."""
