@@ -83,8 +83,8 @@ def boundaries_for(num_layers: int) -> list[int]:
     return sorted(layer for layer in {FASTV_LAYER, *_pyramid_layers(num_layers)} if 0 < layer < num_layers)
 
 
-def _duet(text: str, budget: float, shape: ModelShape) -> Fields:
-    return {"visual_tokens": budget, "text": text}
+def _duet(guide: str, budget: float, shape: ModelShape) -> Fields:
+    return {"visual_tokens": budget, "guide": guide}
 
 
 def _duet_stage1(budget: float, shape: ModelShape) -> Fields:
@@ -137,7 +137,7 @@ def _largest_keep(
     if not fitting:
         expected = f"at least {average(0.0):g}, for the layers before its first boundary hold every token"
         raise SettingsError("budget", budget, expected)
-    return {"keep": keep(SHARES[fitting - 1]), "text": "last"}
+    return {"keep": keep(SHARES[fitting - 1]), "guide": "last"}
 
 
 def _pyramid_layers(num_layers: int) -> tuple[int, ...]:

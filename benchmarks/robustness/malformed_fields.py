@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 Random = random.Random
-KEYS = ("preset", "reduction", "visual_tokens", "dominant", "contextual", "keep", "cluster_width", "text")
+KEYS = ("preset", "reduction", "visual_tokens", "dominant", "contextual", "keep", "cluster_width", "guide", "text")
 PRESETS = ("off", "light", "balanced", "aggressive", "visionzip", "pyramiddrop", "fastv")
 NUMBERS = (0, -1, 1, 2, 0.5, -0.0, 1.0000001, 1e-320, 1e308, 2**31, 2**63, -(2**64), 10**30, 10**400)
 NOT_FINITE = (float("nan"), float("inf"), float("-inf"))

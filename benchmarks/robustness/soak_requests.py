@@ -24,7 +24,7 @@ SETTINGS: tuple[Any, ...] = (
     "aggressive",
     "visionzip",
     {"visual_tokens": 100},
-    {"reduction": 0.5, "text": "all"},
+    {"reduction": 0.5, "guide": "all"},
     {"dominant": 60, "contextual": 12, "cluster_width": 4, "keep": [0.5, 0.25], "text": "last"},
     {"keep": [0.5, 0.0]},
 )

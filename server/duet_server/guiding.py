@@ -1,20 +1,30 @@
-"""Which prompt rows guide stage 2 under ``text: salient``: those of the words that carry the user's meaning.
+"""Which prompt rows rank visual tokens under the guide ``salient``: the words that carry the user's meaning.
 
-A stop-word list alone decides, no part-of-speech tagger: one that ships its model outweighs the server itself and would
+A stop-word list alone decides, no part-of-speech tagger: a tagger's model outweighs the server itself, and it would
 judge little differently (modal verbs, numerals).
 """
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import distribution
 from typing import Any
 
 import regex
 
-QUESTION_WORDS = frozenset({"who", "what", "where", "when", "why", "how", "which", "whom", "whose"})
+# English function words: NLTK's stop words (nltk.org, corpus "stopwords") without the question words, which carry the
+# question, and without contractions, whose parts are here.
+STOP_WORDS = frozenset(
+    """
+    a about above after again against ain all am an and any are aren as at be because been before being below
+    between both but by can couldn d did didn do does doesn doing don down during each few for from further had
+    hadn has hasn have haven having he her here hers herself him himself his i if in into is isn it its itself
+    just ll m ma me mightn more most mustn my myself needn no nor not now o of off on once only or other our
+    ours ourselves out over own re s same shan she should shouldn so some such t than that the their theirs them
+    themselves then there these they this those through to too under until up ve very was wasn we were weren
+    while will with won wouldn y you your yours yourself yourselves
+    """.split()  # noqa: SIM905 (a list would take 145 lines)
+)
 
 # Letters with their combining marks and joiners, so that no script's words fall apart; Chinese or Thai, which writes no
 # spaces, gives one word a run. An apostrophe parts a word: "what's" is "what" and the stop word "s".
@@ -28,19 +38,9 @@ INCOMPLETE = "\ufffd"
 MAX_TOKENS_PER_PIECE = 8
 
 
-def _stop_words() -> frozenset[str]:
-    """The function words of English (NLTK's list) that are no question words, in lower case."""
-    # The list's file is read by itself: importing bm25s loads numba, and runs JAX where that is installed.
-    path = distribution("bm25s").locate_file("bm25s/stopwords.py")
-    return frozenset(runpy.run_path(str(path))["STOPWORDS_EN_PLUS"]) - QUESTION_WORDS
-
-
-STOP_WORDS = _stop_words()
-
-
 @dataclass(frozen=True, slots=True)
 class AlignedText:
-    """A prompt's text and the characters ``[start, end)`` of it behind each text row, ascending by row."""
+    """A prompt's text, and for each text row, ascending, the characters ``[start, end)`` that it stands for."""
 
     text: str
     rows: list[tuple[int, int, int]]  # (row, start, end); a row that stands for no character has start == end
@@ -53,34 +53,54 @@ def salient_rows(
     visual_spans: Sequence[tuple[int, int]],
     user_texts: Sequence[str],
 ) -> list[int]:
-    """Rows of the tokens of salient words in the user's own text after the first visual tokens.
+    """The rows that ``align`` and ``pick`` find after a prompt's first visual tokens; none without images.
 
-    Salient are question words, the marks ``? ! :`` and every word that is no English stop word, so that other languages
-    guide by all their words. A token counts if it shares a character with a salient word. The prompt's last row, which
-    guides as well, is left to :func:`duet_server.plan.guiding_rows`.
+    Args:
+        tokenizer, prompt_text, prompt_token_ids, visual_spans: as ``align`` takes them.
+        user_texts: as ``pick`` takes them.
 
-    Where a user text cannot be found in the prompt, every text row after the first visual tokens is returned.
+    Returns:
+        Rows of ``prompt_token_ids``, ascending, none of them visual.
+    """
+    if not visual_spans:
+        return []
+    aligned = align(tokenizer, prompt_text, prompt_token_ids, visual_spans)
+    return pick(aligned, user_texts, first_row=min(end for _, end in visual_spans))
+
+
+def align(
+    tokenizer: Any, prompt_text: str, prompt_token_ids: Sequence[int], visual_spans: Sequence[tuple[int, int]]
+) -> AlignedText:
+    """Find the characters that each text row of a prompt with images stands for.
 
     Args:
         tokenizer: the one that made the prompt; character offsets are used where it gives any, else it decodes.
         prompt_text: the chat template's output, one mark of any number of tokens, or none, per image.
         prompt_token_ids: the final prompt, images expanded.
         visual_spans: rows ``[start, end)`` of each image's visual tokens, in any order.
-        user_texts: the text parts of the user's messages in the prompt's order; white space at their ends is ignored.
-
-    Returns:
-        Rows of ``prompt_token_ids``, ascending, none of them visual; empty without images.
     """
-    if not visual_spans:
-        return []
     ids, spans = list(prompt_token_ids), sorted(visual_spans)
-    aligned = _align_by_offsets(tokenizer, prompt_text, ids, spans) or _align_by_decoding(tokenizer, ids, spans)
+    return _align_by_offsets(tokenizer, prompt_text, ids, spans) or _align_by_decoding(tokenizer, ids, spans)
+
+
+def pick(aligned: AlignedText, user_texts: Iterable[str], first_row: int) -> list[int]:
+    """The rows from ``first_row`` on that stand for salient words of the user's own text.
+
+    Salient are question words, the marks ``? ! :`` and every word that is no English stop word, so that in other
+    languages every word guides. A row counts if it shares a character with a salient word. If a user text is not in the
+    prompt, every row counts. The prompt's last row always guides; :func:`duet_server.plan.guiding_rows` adds it.
+
+    Args:
+        aligned: the prompt's text.
+        user_texts: the text parts of the user's messages in the prompt's order; white space at their ends is ignored.
+        first_row: the row behind the first image; rows before it see no visual token.
+    """
     user_ranges = _find_in_order(aligned.text, user_texts)
-    first_end = spans[0][1]
+    rows = [aligned_row for aligned_row in aligned.rows if aligned_row[0] >= first_row]
     if user_ranges is None:
-        return [row for start, end in _text_runs(len(ids), spans) for row in range(start, end) if row >= first_end]
+        return [row for row, _, _ in rows]
     salient = _salient_characters(aligned.text, user_ranges)
-    return [row for row, start, end in aligned.rows if row >= first_end and salient.find(1, start, end) >= 0]
+    return [row for row, start, end in rows if salient.find(1, start, end) >= 0]
 
 
 def is_salient(word: str) -> bool:

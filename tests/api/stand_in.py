@@ -26,8 +26,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from duet_server.cli import parse_serve_args
-from duet_server.engine.request_plans import plan_request
 from duet_server.plan import RequestPlan
+from duet_server.plan.wire import decode_plan
 
 ANSWER = "Yes, it is."
 TASKS = ("generate",)
@@ -77,7 +77,7 @@ class StandInEngine:
         self.input_processor.process_inputs(request_id, prompt, params, TASKS)
         num_boundaries = len(self.vllm_config.additional_config["duet"]["boundaries"])
         call = Call(prompt, params, None)
-        call.plan = plan_request(len(prompt["prompt_token_ids"]), call.spans, params.extra_args or {}, num_boundaries)
+        call.plan = decode_plan(params.extra_args or {}, len(prompt["prompt_token_ids"]), call.spans, num_boundaries)
         self.calls.append(call)
         token_ids = self.renderer.get_tokenizer().encode(ANSWER, add_special_tokens=False)
         logprobs = (

@@ -19,10 +19,10 @@ from duet_kernels import dispatch, keep_highest
 from duet_server.engine import text_stage
 from duet_server.engine.attention import segment_metadata
 from duet_server.engine.current_step import CurrentStep
-from duet_server.engine.request_plans import plan_request
 from duet_server.engine.step_layout import StepLayout, move_layout
 from duet_server.engine.vllm_internals import CommonAttentionMetadata, CUDAGraphMode
 from duet_server.plan import RequestPlan
+from duet_server.plan.wire import decode_plan
 from tests.golden_cases import GoldenCase, golden_cases
 
 BLOCK_SIZE = 4
@@ -44,7 +44,7 @@ class Request:
 
     def plan(self, num_segments: int) -> RequestPlan | None:
         extra_args = {"duet_keep": self.keep, "duet_text": self.text, "duet_guide": self.guide}
-        return plan_request(self.num_prompt, self.pools, extra_args, num_segments - 1)
+        return decode_plan(extra_args, self.num_prompt, self.pools, num_segments - 1)
 
     def guiding(self) -> list[int]:
         """The prompt's tokens that rank, from the algorithm's words."""

@@ -85,7 +85,7 @@ def test_contextual_tokens_are_made_of_the_patches_named():
     hidden, metric = torch.eye(33).unsqueeze(0), torch.randn(1, 33, 8, generator=generator)
     score = torch.rand(1, 32, generator=generator)
     traces = Traces()
-    traces.add_images(torch.tensor([[5, 0]]), [(6, 3, 4)], score, metric)
+    traces.add_images(torch.tensor([[5, 0, 336, 336]]), [(6, 3, 4)], score, metric)
     image = traces.take(5)["images"][0]
     tokens, _ = select_and_merge(hidden, score, metric, [(6, 3, 4)])
     assert tokens[1:6].argmax(dim=1).tolist() == [1 + patch for patch in image["dominant"]]

@@ -109,8 +109,8 @@ def test_salient_rows_must_be_text_rows_of_the_prompt(salient, message):
         guiding_rows(TWO_POOLS, "salient", salient)
 
 
-def test_refuses_another_text():
-    with pytest.raises(ValueError, match="text is 'some', expected one of all, salient, last"):
+def test_refuses_another_guide():
+    with pytest.raises(ValueError, match="guide is 'some', expected one of all, salient, last"):
         guiding_rows(TWO_POOLS, "some")
 
 

@@ -8,7 +8,7 @@ from duet_server.plan import CompressionSettings, SettingsError, off_settings, p
 from tests.plan.shapes import LLAVA_7B, llava, shapes
 
 OFF = off_settings(LLAVA_7B)
-ALL_KEYS = "preset, reduction, visual_tokens, dominant, contextual, keep, cluster_width, text"
+ALL_KEYS = "preset, reduction, visual_tokens, dominant, contextual, keep, cluster_width, guide"
 FORMS = "exactly one of preset, reduction, visual_tokens or explicit counts (dominant with contextual, keep, or all)"
 
 
@@ -20,7 +20,7 @@ def test_a_request_that_says_nothing_gets_the_default():
 
 
 def test_explicit_counts():
-    request = {"dominant": 72, "contextual": 30, "cluster_width": 8, "keep": [0.5, 0], "text": "all"}
+    request = {"dominant": 72, "contextual": 30, "cluster_width": 8, "keep": [0.5, 0], "guide": "all"}
     assert resolve_settings(request, LLAVA_7B) == CompressionSettings(72, 30, 8, (0.5, 0.0), "all", "custom")
 
 
@@ -35,24 +35,32 @@ def test_keep_alone_leaves_stage_1_off():
 
 
 def test_counts_that_come_to_nothing_are_off():
-    assert resolve_settings({"keep": [1, 1.0], "text": "last"}, LLAVA_7B) == OFF
+    assert resolve_settings({"keep": [1, 1.0], "guide": "last"}, LLAVA_7B) == OFF
     assert resolve_settings({"keep": []}, llava(boundaries=())) == off_settings(llava(boundaries=()))
 
 
 @pytest.mark.parametrize(
     "request_", [{"visual_tokens": 64}, {"reduction": 0.889}, {"dominant": 72, "contextual": 30, "keep": [0.5, 0.0]}]
 )
-def test_text_and_cluster_width_go_with_any_form(request_):
-    resolved = resolve_settings({**request_, "text": "last", "cluster_width": None}, LLAVA_7B)
+def test_guide_and_cluster_width_go_with_any_form(request_):
+    resolved = resolve_settings({**request_, "guide": "last", "cluster_width": None}, LLAVA_7B)
     assert resolved == CompressionSettings(72, 30, None, (0.5, 0.0), "last", "custom")
 
 
+@pytest.mark.parametrize("guide", ["all", "salient", "last"])
+def test_text_is_an_accepted_name_of_guide(guide):
+    for form in ({"preset": "light"}, {"keep": [0.5, 0.0]}, {"visual_tokens": 64}):
+        assert resolve_settings({**form, "text": guide}, LLAVA_7B) == resolve_settings(
+            {**form, "guide": guide}, LLAVA_7B
+        )
+
+
 def test_a_preset_that_is_changed_is_custom():
-    changed = resolve_settings({"preset": "aggressive", "text": "all"}, LLAVA_7B)
+    changed = resolve_settings({"preset": "aggressive", "guide": "all"}, LLAVA_7B)
     assert changed == CompressionSettings(72, 30, 4, (0.5, 0.0), "all", "custom")
-    unchanged = resolve_settings({"preset": "aggressive", "text": "salient", "cluster_width": 4}, LLAVA_7B)
+    unchanged = resolve_settings({"preset": "aggressive", "guide": "salient", "cluster_width": 4}, LLAVA_7B)
     assert unchanged == presets(LLAVA_7B)["aggressive"]
-    assert resolve_settings({"preset": "off", "text": "all", "cluster_width": 9}, LLAVA_7B) == OFF
+    assert resolve_settings({"preset": "off", "guide": "all", "cluster_width": 9}, LLAVA_7B) == OFF
 
 
 def test_cluster_width_means_nothing_without_stage_1():
@@ -66,7 +74,7 @@ def test_cluster_width_means_nothing_without_stage_1():
         (3, "compression", 3, "a preset's name or an object"),
         (["light"], "compression", ["light"], "a preset's name or an object"),
         ({}, "compression", {}, FORMS),
-        ({"text": "last"}, "compression", {"text": "last"}, FORMS),
+        ({"guide": "last"}, "compression", {"guide": "last"}, FORMS),
         ({"reduction": 0.5, "visual_tokens": 64}, "compression", {"reduction": 0.5, "visual_tokens": 64}, FORMS),
         ({"preset": "off", "keep": [1, 1]}, "compression", {"preset": "off", "keep": [1, 1]}, FORMS),
         ({"ratio": 0.5}, "compression.ratio", 0.5, f"no such field but only {ALL_KEYS}"),
@@ -142,8 +150,10 @@ def test_cluster_width_means_nothing_without_stage_1():
             "4",
             "a whole number from 1 to 576, or null for clusters of any size",
         ),
+        ({"preset": "light", "guide": "some"}, "compression.guide", "some", "one of all, salient, last"),
+        ({"preset": "light", "guide": ["all"]}, "compression.guide", ["all"], "one of all, salient, last"),
         ({"preset": "light", "text": "some"}, "compression.text", "some", "one of all, salient, last"),
-        ({"preset": "light", "text": ["all"]}, "compression.text", ["all"], "one of all, salient, last"),
+        ({"preset": "light", "text": "all", "guide": "all"}, "compression.text", "all", "no such field next to guide"),
         ({"preset": 7}, "compression.preset", 7, "one of off, light, balanced, aggressive, visionzip"),
     ],
     ids=lambda part: repr(part) if isinstance(part, dict) else "",

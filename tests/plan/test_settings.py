@@ -64,7 +64,7 @@ def test_as_dict_is_json():
         "contextual": 30,
         "cluster_width": 4,
         "keep": [0.5, 0.0],
-        "text": "salient",
+        "guide": "salient",
         "preset": "aggressive",
     }
 

@@ -38,7 +38,7 @@ def test_one_image_and_34_text_tokens_under_aggressive():
             "contextual": 30,
             "cluster_width": 4,
             "keep": [0.5, 0.0],
-            "text": "salient",
+            "guide": "salient",
             "preset": "aggressive",
         },
     }

@@ -33,7 +33,7 @@ def compression(case: GoldenCase) -> dict[str, Any]:
         "contextual": case.contextual,
         "cluster_width": case.cluster_width,
         "keep": case.keep,
-        "text": "all" if case.salient_prompt_indices is None else "salient",
+        "guide": "all" if case.salient_prompt_indices is None else "salient",
     }
 
 

@@ -101,7 +101,7 @@ def test_every_picture_takes_what_enters(picture, compression, num_visual):
     assert batch["input_ids"].tolist() == [prompt + tokens(" A</s>")]
 
 
-@pytest.mark.parametrize("compression", [OFF, SMALL, SALIENT], ids=lambda settings: settings.text)
+@pytest.mark.parametrize("compression", [OFF, SMALL, SALIENT], ids=lambda settings: settings.guide)
 def test_guiding_rows_are_the_plans(picture, compression):
     batch = collator(compression)(samples(([picture("a.png")], "<image>\nbig cat", "A")))
     num_visual = compression.num_entering(NUM_PATCHES)
@@ -109,7 +109,7 @@ def test_guiding_rows_are_the_plans(picture, compression):
     end = start + num_visual
     layout = make_layout(end + len(tokens("\nbig cat ASSISTANT:")), [(start, end)])
     salient = [end + 1, end + 2, end + 3, end + 5, end + 6, end + 7]
-    assert batch["guiding"][0].nonzero().flatten().tolist() == list(guiding_rows(layout, compression.text, salient))
+    assert batch["guiding"][0].nonzero().flatten().tolist() == list(guiding_rows(layout, compression.guide, salient))
 
 
 def test_text_alone_has_no_pixels():

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from duet_server.guiding import salient_rows
-from duet_server.plan import TEXT_CHOICES, guiding_rows, make_layout
+from duet_server.plan import GUIDE_CHOICES, guiding_rows, make_layout
 from duet_training.conversations import IGNORED, EncodedConversation, encode, truncate
 from duet_training.records import BadDataError, Turn
 from tests.golden_cases import IMAGE_TOKEN_ID, checkpoint_path
@@ -258,7 +258,7 @@ def served(processor, parts: list[dict], num_visual: int) -> tuple[list[int], di
     texts = [part["text"] for part in parts if part["type"] == "text"]
     salient = salient_rows(processor.tokenizer, text, ids, spans, texts)
     layout = make_layout(len(ids), spans)
-    return ids, {choice: list(guiding_rows(layout, choice, salient)) for choice in TEXT_CHOICES}
+    return ids, {choice: list(guiding_rows(layout, choice, salient)) for choice in GUIDE_CHOICES}
 
 
 def expand(processor, encoded: EncodedConversation, num_visual: int) -> tuple[list[int], dict[str, list[int]]]:

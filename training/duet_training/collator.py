@@ -96,7 +96,7 @@ class Collator:
             "input_ids": ids,
             "labels": torch.tensor(sample["labels"]),
             "attention_mask": torch.ones_like(ids),
-            "guiding": torch.tensor(sample["guides"][compression.text]),
+            "guiding": torch.tensor(sample["guides"][compression.guide]),
         }
         return {name: row.repeat_interleave(repeats) for name, row in rows.items()}
 

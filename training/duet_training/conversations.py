@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
-from duet_server.guiding import salient_rows
+from duet_server.guiding import AlignedText, pick
 from duet_training.records import IMAGE_MARK, BadDataError, Turn
 
 IGNORED = -100  # the label that torch's cross entropy passes over
@@ -22,8 +22,8 @@ class EncodedConversation:
     """One entry for each of n tokens; a picture is one image token.
 
     ``labels`` are those of ``input_ids`` themselves, which the model shifts, and ``IGNORED`` outside of answers.
-    ``guides`` has for every choice of ``text`` the rows that rank visual tokens: never an answer's, and none before the
-    first picture. A conversation without pictures has none.
+    ``guides`` has for every choice of ``guide`` the rows that rank visual tokens: never an answer's, and none before
+    the first picture. A conversation without pictures has none.
 
     A conversation is compressed once for all of its questions, where a server compresses each turn's prompt by its own:
     later questions, which have seen the answers before them, help to choose, too.
@@ -63,7 +63,7 @@ def encode(processor: Any, turns: Sequence[Turn]) -> EncodedConversation:
     is_answer = _answer_rows(exchanges, offsets)
     pictures = _picture_rows(ids, processor, messages)
     questions = [[part["text"] for part in message["content"] if "text" in part] for message in messages[::2]]
-    words = _salient_words(ids, offsets, zip(exchanges, questions, _runs(is_answer), strict=True), pictures)
+    words = _salient_words(offsets, zip(exchanges, questions, _runs(is_answer), strict=True), pictures)
     labels = [token if learnt else IGNORED for token, learnt in zip(ids, is_answer, strict=True)]
     return EncodedConversation(ids, labels, _guides(is_answer, pictures, words))
 
@@ -88,7 +88,7 @@ def truncate(
             f"the conversation takes {lengths[-1]} tokens and has no {what} within the first {max_length}, "
             "expected a shorter one or a larger max_length"
         )
-    guides = {text: rows[:end] for text, rows in conversation.guides.items()}
+    guides = {guide: rows[:end] for guide, rows in conversation.guides.items()}
     return EncodedConversation(ids[:end], labels[:end], guides)
 
 
@@ -171,25 +171,24 @@ def _runs(is_answer: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def _salient_words(
-    ids: list[int],
-    offsets: list[tuple[int, int]],
+    offsets: Sequence[tuple[int, int]],
     asked: Iterable[tuple[_Exchange, list[str], tuple[int, int]]],
     pictures: Sequence[int],
 ) -> set[int]:
-    """Rows of every question's salient words, found as a server finds them in the prompt that ends with it.
+    """Rows of every question's salient words, found as a server finds them in the prompt that ends with the question.
 
     ``asked`` are exchanges, the user's texts in them and their answers' rows.
     """
     words: set[int] = set()
+    if not pictures:
+        return words
+    visual, first_row = set(pictures), pictures[0] + 1
+    rows = [(row, *offset) for row, offset in enumerate(offsets) if row not in visual]
     before, start = "", 0
     for exchange, texts, (answer_start, answer_end) in asked:
-        known = {"input_ids": ids[:answer_start], "offset_mapping": offsets[:answer_start]}
-        spans = [(row, row + 1) for row in pictures if row < answer_start]
-        # All that was said before counts as a text, lest the question be found in there.
-        rows = salient_rows(
-            lambda *_, known=known, **__: known, before + exchange.prompt, ids[:answer_start], spans, [before, *texts]
-        )
-        words.update(row for row in rows if row >= start)
+        prompt = AlignedText(before + exchange.prompt, [aligned for aligned in rows if aligned[0] < answer_start])
+        # What was said before counts as one text, so that the question is not found in there.
+        words.update(row for row in pick(prompt, [before, *texts], first_row) if row >= start)
         before, start = before + exchange.prompt + exchange.answer, answer_end
     return words
 

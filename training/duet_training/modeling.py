@@ -17,7 +17,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.utils import ModelOutput
 
-from duet_server.plan import CompressionSettings, check_boundaries, default_boundaries
+from duet_server.plan import CompressionSettings, check_boundaries, check_llava, default_boundaries, num_tower_layers
 from duet_training.batch_plan import BoundaryRows, plan_boundaries
 from duet_training.conversations import IGNORED
 from duet_training.text_stage import DuetDecoderLayer, first_positions
@@ -57,8 +57,7 @@ class DuetLlava(LlavaForConditionalGeneration):
         tower, decoder = self.model.vision_tower, self.model.language_model
         if not isinstance(tower, CLIPVisionModel) or not isinstance(decoder, LlamaModel):
             raise ValueError(f"needs a CLIP tower and a Llama decoder, got {type(tower)} and {type(decoder)}")
-        if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
-            raise ValueError('needs one vision_feature_layer and vision_feature_select_strategy "default"')
+        check_llava(config)
         for layer in decoder.layers:
             layer.__class__ = DuetDecoderLayer  # the same weights, one more argument
         self.boundaries = default_boundaries(len(decoder.layers))
@@ -66,8 +65,8 @@ class DuetLlava(LlavaForConditionalGeneration):
 
     @property
     def num_tower_layers(self) -> int:
-        """Of the tower's layers those that are run, up to the feature layer."""
-        return self.config.vision_feature_layer % (len(self.model.vision_tower.encoder.layers) + 1)
+        """Layers of the tower that are run, up to the feature layer."""
+        return num_tower_layers(self.config)
 
     @property
     def boundaries(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from prometheus_client import Counter, Histogram
 
 from duet_server.api.errors import Reason
-from duet_server.engine.stage_seconds import STAGE1, STAGE2
+from duet_server.stage_metrics import STAGE1_SECONDS, STAGE2_SECONDS
 
 STAGES = ("encoder", "stage1", "llm")
 
@@ -49,8 +49,8 @@ class CompressionMetrics:
         self._rejected = {reason: _REJECTED.labels(model_name, reason) for reason in get_args(Reason)}
         self._reduction = _REDUCTION.labels(model_name)
         self._saved = _SAVED.labels(model_name)
-        for stage in (STAGE1, STAGE2):
-            stage.labels(model_name)
+        for seconds in (STAGE1_SECONDS, STAGE2_SECONDS):
+            seconds.labels(model_name)
 
     def count_request(self, preset: str) -> None:
         """Count an accepted request, whether it has images or not."""

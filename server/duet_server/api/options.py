@@ -18,9 +18,8 @@ from duet_server.api.option_types import (
     parse_seconds,
     parse_switch,
 )
-from duet_server.plan import DEFAULT_MAX_REDUCTION
+from duet_server.plan import DEFAULT_MAX_REDUCTION, CompressionField
 
-CompressionField = str | Mapping[str, object]  # a preset's name or an object, as it comes out of JSON
 PREFIX = "duet_"
 
 

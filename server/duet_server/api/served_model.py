@@ -9,9 +9,17 @@ import torch
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from duet_server.api.errors import RequestRefusedError, invalid_settings
-from duet_server.api.options import CompressionField, ServerOptions
+from duet_server.api.options import ServerOptions
 from duet_server.demo import DEMO_MARK, DEMO_NOTICE
-from duet_server.plan import CompressionSettings, ModelShape, SettingsError, llava_shape, presets, resolve_settings
+from duet_server.plan import (
+    CompressionField,
+    CompressionSettings,
+    ModelShape,
+    SettingsError,
+    llava_shape,
+    presets,
+    resolve_settings,
+)
 
 
 @dataclass(frozen=True, slots=True)

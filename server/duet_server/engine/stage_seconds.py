@@ -1,8 +1,4 @@
-"""``duet_stage1_seconds`` and ``duet_stage2_seconds``: the time that both stages take inside the engine.
-
-The process that runs the model counts. A scrape of the API's process shows it where both share
-``PROMETHEUS_MULTIPROC_DIR``, as ``duet-server serve`` sees to.
-"""
+"""Clocks around both stages: each adds up the time of a step and records it in the stage's histogram."""
 
 from collections import deque
 from types import TracebackType
@@ -12,20 +8,6 @@ from prometheus_client import Histogram
 
 from duet_server.engine.timer import Timer
 from duet_server.engine.vllm_internals import VllmConfig, current_platform, get_tensor_model_parallel_rank
-
-BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-STAGE1 = Histogram(
-    "duet_stage1_seconds",
-    "Time that stage 1 took to choose and merge the visual tokens of a step's compressed images.",
-    ["model_name"],
-    buckets=BUCKETS,
-)
-STAGE2 = Histogram(
-    "duet_stage2_seconds",
-    "Time that stage 2 took to rank and drop the visual tokens of a step, over all boundaries.",
-    ["model_name"],
-    buckets=BUCKETS,
-)
 
 
 def stage_clock(histogram: Histogram, vllm_config: VllmConfig) -> "StageClock":

@@ -12,7 +12,7 @@ from torch import nn
 from duet_kernels import gather_rows, guided_score, keep_highest
 from duet_server.engine.attention import SegmentAttention
 from duet_server.engine.current_step import CurrentStep
-from duet_server.engine.stage_seconds import STAGE2, stage_clock
+from duet_server.engine.stage_seconds import stage_clock
 from duet_server.engine.step_layout import BoundaryRows, ScoredRows, StepLayout
 from duet_server.engine.trace import Traces
 from duet_server.engine.vllm_internals import (
@@ -24,6 +24,7 @@ from duet_server.engine.vllm_internals import (
     tensor_model_parallel_all_gather,
 )
 from duet_server.plan import guiding_rows, make_layout, make_plan
+from duet_server.stage_metrics import STAGE2_SECONDS
 
 
 class SegmentedDecoder:
@@ -38,7 +39,7 @@ class SegmentedDecoder:
         edges = (0, *boundaries, len(decoder.layers))
         self.step = CurrentStep(len(edges) - 1, vllm_config)
         self.traces = Traces()
-        self.clock = stage_clock(STAGE2, vllm_config)
+        self.clock = stage_clock(STAGE2_SECONDS, vllm_config)
         self.hidden_size = decoder.norm.weight.shape[0]
         for layer in decoder.layers:
             _check_layer(layer)

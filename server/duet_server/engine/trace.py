@@ -8,8 +8,9 @@ import torch
 
 from duet_kernels import clusters
 from duet_server.engine.step_layout import StepLayout
+from duet_server.plan.wire import TracedPicture
 
-MAX_TRACES = 64  # those never asked for give way to later ones
+MAX_TRACES = 64  # the oldest is dropped first
 
 
 class Traces:
@@ -28,16 +29,16 @@ class Traces:
         """Note what stage 1 made of images.
 
         Args:
-            images: ``[images, 2 or more]`` integers, of each its trace id and its number in the prompt.
+            images: ``[images, 4]`` integers, each row a ``TracedPicture``.
             settings, score, metric: as :func:`duet_kernels.select_and_merge` takes them; None where stage 1 is off.
         """
-        for idx, (trace_id, image_idx, *_) in enumerate(images.tolist()):
-            own = settings[idx]
-            if own is not None:
+        for idx, traced in enumerate(TracedPicture(*row) for row in images.tolist()):
+            counts = settings[idx]
+            if counts is not None:
                 # Of patches about equally near to two anchors, rounding may name another one than the merge chose.
-                ((dominant, contextual),) = clusters(score[idx : idx + 1], metric[idx : idx + 1], [own])
+                ((dominant, contextual),) = clusters(score[idx : idx + 1], metric[idx : idx + 1], [counts])
                 noted = {"dominant": dominant, "contextual": contextual, "scores": score[idx].clone()}
-                self._of(trace_id)["images"][image_idx] = noted
+                self._of(traced.trace_id)["images"][traced.image_idx] = noted
 
     def add_boundary(
         self, layout: StepLayout, segment_idx: int, places: torch.Tensor, score: torch.Tensor | None

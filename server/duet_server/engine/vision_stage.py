@@ -8,8 +8,7 @@ import torch
 
 from duet_kernels import cls_score, select_and_merge, to_device
 from duet_server.engine.vllm_internals import tensor_model_parallel_all_gather
-
-Stage1Counts = tuple[int, int, int]  # dominant, contextual, cluster width (0: unlimited)
+from duet_server.plan.wire import Stage1Counts
 
 
 def encode(
@@ -57,7 +56,7 @@ def cut(
         images = to_device(chosen, hidden.device, torch.int64)
         hidden, score, metric = (tensor.index_select(0, images) for tensor in (hidden, score, metric))
         packed, _ = select_and_merge(hidden, score, metric, settings)
-        for idx, tokens in zip(chosen, packed.split([s[0] + s[1] for s in settings]), strict=True):
+        for idx, tokens in zip(chosen, packed.split([count.num_entering for count in settings]), strict=True):
             result[idx] = tokens
     return result
 

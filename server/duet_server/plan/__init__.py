@@ -2,10 +2,18 @@
 
 from duet_server.plan.cost import kv_bytes, kv_token_layers, layer_average, prefill_flops
 from duet_server.plan.errors import SettingsError
-from duet_server.plan.layout import TEXT_CHOICES, PromptLayout, Span, check_ends_on_text, guiding_rows, make_layout
-from duet_server.plan.llava import llava_shape
+from duet_server.plan.layout import (
+    GUIDE_CHOICES,
+    PromptLayout,
+    Span,
+    check_ends_on_text,
+    guiding_rows,
+    make_layout,
+    visual_spans,
+)
+from duet_server.plan.llava import check_llava, llava_shape, num_tower_layers
 from duet_server.plan.presets import default_keep, duet_keep, presets
-from duet_server.plan.resolve import DEFAULT_MAX_REDUCTION, resolve_settings
+from duet_server.plan.resolve import DEFAULT_MAX_REDUCTION, CompressionField, resolve_settings
 from duet_server.plan.segments import RequestPlan, SegmentPlan, make_plan, num_kept, text_rows
 from duet_server.plan.settings import CompressionSettings, off_settings
 from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape, check_boundaries, default_boundaries
@@ -13,7 +21,8 @@ from duet_server.plan.usage import compression_usage
 
 __all__ = [
     "DEFAULT_MAX_REDUCTION",
-    "TEXT_CHOICES",
+    "GUIDE_CHOICES",
+    "CompressionField",
     "CompressionSettings",
     "DecoderShape",
     "ModelShape",
@@ -25,6 +34,7 @@ __all__ = [
     "VisionShape",
     "check_boundaries",
     "check_ends_on_text",
+    "check_llava",
     "compression_usage",
     "default_boundaries",
     "default_keep",
@@ -37,9 +47,11 @@ __all__ = [
     "make_layout",
     "make_plan",
     "num_kept",
+    "num_tower_layers",
     "off_settings",
     "prefill_flops",
     "presets",
     "resolve_settings",
     "text_rows",
+    "visual_spans",
 ]

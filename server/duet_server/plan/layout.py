@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from duet_server.plan.errors import SettingsError
 
-TEXT_CHOICES = ("all", "salient", "last")
+GUIDE_CHOICES = ("all", "salient", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class PromptLayout:
         return any(row in pool for pool in self.pools)
 
 
+def visual_spans(placeholders: Iterable[Any]) -> list[tuple[int, int]]:
+    """The rows ``[start, end)`` of a prompt's images, from vLLM's placeholder ranges."""
+    return [(placeholder.offset, placeholder.offset + placeholder.length) for placeholder in placeholders]
+
+
 def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> PromptLayout:
     """Merge visual spans, half-open and in any order, into a prompt's pools.
 
@@ -70,7 +76,7 @@ def check_ends_on_text(layout: PromptLayout) -> None:
         raise SettingsError("messages", "an image at the very end", "text after the last image, for it to be ranked by")
 
 
-def guiding_rows(layout: PromptLayout, text: str, salient: Sequence[int] = ()) -> tuple[int, ...]:
+def guiding_rows(layout: PromptLayout, guide: str, salient: Sequence[int] = ()) -> tuple[int, ...]:
     """The prompt rows that rank visual tokens, ascending; a pool is ranked by those after it.
 
     They lie after the first pool's end and are text, with one exception: the prompt's last row always guides, even when
@@ -78,20 +84,20 @@ def guiding_rows(layout: PromptLayout, text: str, salient: Sequence[int] = ()) -
 
     Args:
         layout: the prompt's layout.
-        text: ``all`` text rows after the first pool, the ``salient`` ones and the last row, or the ``last`` row only.
-        salient: rows of salient words; read only with ``text="salient"``. Those before the first pool guide nothing.
+        guide: ``all`` text rows after the first pool, the ``salient`` ones and the last row, or the ``last`` row only.
+        salient: rows of salient words; read only with ``guide="salient"``. Those before the first pool guide nothing.
 
     Raises:
-        ValueError: for another ``text``, or a salient row that is visual or outside the prompt.
+        ValueError: for another ``guide``, or a salient row that is visual or outside the prompt.
     """
-    if text not in TEXT_CHOICES:
-        raise ValueError(f"text is {text!r}, expected one of {', '.join(TEXT_CHOICES)}")
+    if guide not in GUIDE_CHOICES:
+        raise ValueError(f"guide is {guide!r}, expected one of {', '.join(GUIDE_CHOICES)}")
     if not layout.pools:
         return ()
     rows = {layout.num_tokens - 1}
-    if text == "all":
+    if guide == "all":
         rows.update(_text_rows(layout))
-    elif text == "salient":
+    elif guide == "salient":
         rows.update(_check_salient(layout, salient))
     last_row, first_end = layout.num_tokens - 1, layout.pools[0].end
     return tuple(sorted(row for row in rows if row >= first_end or row == last_row))

@@ -8,6 +8,24 @@ from typing import Any
 from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape
 
 
+def check_llava(config: Any) -> None:
+    """Raise ValueError for a ``LlavaConfig`` whose tower stage 1 cannot read."""
+    tower = config.vision_config.model_type
+    if tower != "clip_vision_model":
+        raise ValueError(f"DUET serves LLaVA with a CLIP tower, not {tower}")
+    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
+        raise ValueError("DUET needs one vision_feature_layer and vision_feature_select_strategy 'default'")
+
+
+def num_tower_layers(config: Any) -> int:
+    """Layers of the tower that are run, up to ``vision_feature_layer``: an index into the hidden states.
+
+    The first hidden state is the embedding, so that ``-1`` is the last layer's output.
+    """
+    layer: int = config.vision_feature_layer
+    return layer if layer >= 0 else int(config.vision_config.num_hidden_layers) + 1 + layer
+
+
 def llava_shape(config: Any, boundaries: Sequence[int]) -> ModelShape:
     """The shape of a Hugging Face ``LlavaConfig``."""
     return ModelShape(_decoder_shape(config.text_config), _vision_shape(config), tuple(boundaries))
@@ -28,11 +46,10 @@ def _decoder_shape(config: Any) -> DecoderShape:
 
 def _vision_shape(config: Any) -> VisionShape:
     vision = config.vision_config
-    layer = config.vision_feature_layer  # an index into the hidden states, of which the first is the embedding
     return VisionShape(
         num_patches=(vision.image_size // vision.patch_size) ** 2,
         has_cls=vision.model_type == "clip_vision_model",
-        num_layers=layer if layer >= 0 else vision.num_hidden_layers + 1 + layer,
+        num_layers=num_tower_layers(config),
         hidden_size=vision.hidden_size,
         intermediate_size=vision.intermediate_size,
         patch_size=vision.patch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from duet_server.plan.errors import SettingsError
-from duet_server.plan.settings import DEFAULT_CLUSTER_WIDTH, DEFAULT_TEXT, OFF, CompressionSettings, off_settings
+from duet_server.plan.settings import DEFAULT_CLUSTER_WIDTH, DEFAULT_GUIDE, OFF, CompressionSettings, off_settings
 from duet_server.plan.shape import ModelShape
 
 # The image that the authors' counts are made for: CLIP's 336 pixels in patches of 14.
@@ -25,7 +25,7 @@ class Preset:
     counts: tuple[int, int] | None
     cluster_width: int | None = None
     schedule: tuple[tuple[float, float], ...] | None = ()
-    text: str = DEFAULT_TEXT
+    guide: str = DEFAULT_GUIDE
 
 
 DUET_PRESETS = {
@@ -37,8 +37,8 @@ DUET_PRESETS = {
 # VisionZip has a setting for each budget; this is the one that meets `aggressive` at 64 tokens (arXiv 2412.04467).
 OTHER_PRESETS = {
     "visionzip": Preset((54, 10)),
-    "pyramiddrop": Preset(None, schedule=((1 / 4, 0.5), (1 / 2, 0.25), (3 / 4, 0.125)), text="last"),
-    "fastv": Preset(None, schedule=((2, 0.5),), text="last"),
+    "pyramiddrop": Preset(None, schedule=((1 / 4, 0.5), (1 / 2, 0.25), (3 / 4, 0.125)), guide="last"),
+    "fastv": Preset(None, schedule=((2, 0.5),), guide="last"),
 }
 
 PRESETS = {**DUET_PRESETS, **OTHER_PRESETS}
@@ -91,9 +91,9 @@ def _settings(name: str, preset: Preset, shape: ModelShape) -> CompressionSettin
     schedule = _layer_schedule(preset, shape)
     keep = duet_keep(shape) if schedule is None else _keep_at(shape.boundaries, schedule)
     if preset.counts is None:
-        return CompressionSettings(None, 0, None, keep, preset.text, name)
+        return CompressionSettings(None, 0, None, keep, preset.guide, name)
     dominant, contextual = scale_counts(preset.counts, shape.vision.num_patches)
-    return CompressionSettings(dominant, contextual, preset.cluster_width, keep, preset.text, name)
+    return CompressionSettings(dominant, contextual, preset.cluster_width, keep, preset.guide, name)
 
 
 def _missing(preset: Preset, shape: ModelShape) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeGuard
 
 from duet_server.plan.budget import TOLERANCE, settings_for_budget, smallest_average
 from duet_server.plan.errors import SettingsError
-from duet_server.plan.layout import TEXT_CHOICES
+from duet_server.plan.layout import GUIDE_CHOICES
 from duet_server.plan.presets import find_preset
+from duet_server.plan.segments import is_schedule
 from duet_server.plan.settings import (
     CUSTOM,
     DEFAULT_CLUSTER_WIDTH,
-    DEFAULT_TEXT,
+    DEFAULT_GUIDE,
     OFF,
     CompressionSettings,
     off_settings,
@@ -25,26 +26,27 @@ DEFAULT_MAX_REDUCTION = 0.97
 
 FIELD = "compression"
 COUNT_KEYS = ("dominant", "contextual", "keep")
-MODIFIER_KEYS = ("cluster_width", "text")
+MODIFIER_KEYS = ("cluster_width", "guide")
 KEYS = ("preset", "reduction", "visual_tokens", *COUNT_KEYS, *MODIFIER_KEYS)
+OLD_GUIDE_KEY = "text"  # accepted instead of guide
 FORMS = "exactly one of preset, reduction, visual_tokens or explicit counts (dominant with contextual, keep, or all)"
 
-Request = str | Mapping[str, object]
+CompressionField = str | Mapping[str, object]  # a preset's name or an object, as it comes out of JSON
 
 
 def resolve_settings(
-    request: Request | None,
+    request: CompressionField | None,
     shape: ModelShape,
     *,
-    default: Request = OFF,
+    default: CompressionField = OFF,
     max_reduction: float = DEFAULT_MAX_REDUCTION,
 ) -> CompressionSettings:
     """Resolve the ``compression`` field of a request; the one place where a budget becomes counts.
 
     It is a preset's name, or a mapping with exactly one of: ``preset``; ``reduction``, the share of visual tokens to
     remove; ``visual_tokens``, the same as a budget; or explicit counts, where ``dominant`` and ``contextual`` alone
-    leave stage 2 off, and ``keep`` alone leaves stage 1 off. ``text`` and ``cluster_width`` (None: no limit) go with
-    any of them.
+    leave stage 2 off, and ``keep`` alone leaves stage 1 off. ``guide`` and ``cluster_width`` (None: no limit) go
+    with any of them.
 
     Reduction and budget mean one image, averaged over decoder layers; what they resolve to lies less than a token below
     them. Settings that come to nothing resolve to ``off``.
@@ -67,8 +69,10 @@ def resolve_settings(
     return off_settings(shape) if settings.is_off else settings
 
 
-def _resolve_base(fields: Mapping[str, object], asked: Request, shape: ModelShape, limit: float) -> CompressionSettings:
-    """The settings before ``text`` and ``cluster_width``, within the limit."""
+def _resolve_base(
+    fields: Mapping[str, object], asked: CompressionField, shape: ModelShape, limit: float
+) -> CompressionSettings:
+    """The settings before ``guide`` and ``cluster_width``, within the limit."""
     if "reduction" in fields:
         return _from_reduction(fields["reduction"], shape, limit)
     if "visual_tokens" in fields:
@@ -86,10 +90,13 @@ def _check_keys(fields: object) -> None:
     """Raise unless ``fields`` is a mapping of known keys that takes exactly one of the forms."""
     if not isinstance(fields, Mapping):
         raise SettingsError(FIELD, fields, "a preset's name or an object")
+    modifiers = (*MODIFIER_KEYS, OLD_GUIDE_KEY)
     for key in fields:
-        if key not in KEYS:
+        if key not in (*KEYS, OLD_GUIDE_KEY):
             raise SettingsError(f"{FIELD}.{key}", fields[key], f"no such field but only {', '.join(KEYS)}")
-    forms = {"counts" if key in COUNT_KEYS else key for key in fields if key not in MODIFIER_KEYS}
+    if "guide" in fields and OLD_GUIDE_KEY in fields:
+        raise SettingsError(f"{FIELD}.{OLD_GUIDE_KEY}", fields[OLD_GUIDE_KEY], "no such field next to guide")
+    forms = {"counts" if key in COUNT_KEYS else key for key in fields if key not in modifiers}
     if len(forms) != 1:
         raise SettingsError(FIELD, dict(fields), FORMS)
 
@@ -114,9 +121,9 @@ def _from_visual_tokens(budget: object, shape: ModelShape, limit: float) -> Comp
 def _from_counts(fields: Mapping[str, object], shape: ModelShape) -> CompressionSettings:
     keep = _check_keep(fields["keep"], shape) if "keep" in fields else off_settings(shape).keep
     if "dominant" not in fields and "contextual" not in fields:
-        return CompressionSettings(None, 0, None, keep, DEFAULT_TEXT, CUSTOM)
+        return CompressionSettings(None, 0, None, keep, DEFAULT_GUIDE, CUSTOM)
     dominant, contextual = _check_counts(fields, shape)
-    return CompressionSettings(dominant, contextual, DEFAULT_CLUSTER_WIDTH, keep, DEFAULT_TEXT, CUSTOM)
+    return CompressionSettings(dominant, contextual, DEFAULT_CLUSTER_WIDTH, keep, DEFAULT_GUIDE, CUSTOM)
 
 
 def _check_counts(fields: Mapping[str, object], shape: ModelShape) -> tuple[int, int]:
@@ -137,11 +144,9 @@ def _check_counts(fields: Mapping[str, object], shape: ModelShape) -> tuple[int,
 
 
 def _check_keep(keep: object, shape: ModelShape) -> tuple[float, ...]:
-    boundaries = shape.boundaries
-    shares = tuple(keep) if isinstance(keep, Sequence) and not isinstance(keep, str) else ()
-    if isinstance(keep, str) or len(shares) != len(boundaries) or not _is_schedule((1.0, *shares)):
-        raise SettingsError(f"{FIELD}.keep", keep, _expected_keep(boundaries))
-    return tuple(float(share) for share in shares)
+    if not is_schedule(keep, len(shape.boundaries)):
+        raise SettingsError(f"{FIELD}.keep", keep, _expected_keep(shape.boundaries))
+    return tuple(float(share) for share in keep)
 
 
 def _expected_keep(boundaries: tuple[int, ...]) -> str:
@@ -152,28 +157,24 @@ def _expected_keep(boundaries: tuple[int, ...]) -> str:
     return f"{len(boundaries)} {noun} from 0 to 1 that never rise, one for each boundary ({layers})"
 
 
-def _is_schedule(shares: Sequence[object]) -> bool:
-    numbers = [share for share in shares if _is_number(share)]
-    return len(numbers) == len(shares) and numbers == sorted(numbers, reverse=True) and numbers[-1] >= 0
-
-
 def _apply_modifiers(
     settings: CompressionSettings, fields: Mapping[str, object], num_patches: int
 ) -> CompressionSettings:
-    """Set ``text`` and ``cluster_width``; a preset that they change is ``custom``."""
-    text, cluster_width = fields.get("text", settings.text), fields.get("cluster_width", settings.cluster_width)
-    if not isinstance(text, str) or text not in TEXT_CHOICES:
-        raise SettingsError(f"{FIELD}.text", text, f"one of {', '.join(TEXT_CHOICES)}")
+    """Set ``guide`` and ``cluster_width``; a preset that they change is ``custom``."""
+    guide_key = OLD_GUIDE_KEY if OLD_GUIDE_KEY in fields else "guide"
+    guide, cluster_width = fields.get(guide_key, settings.guide), fields.get("cluster_width", settings.cluster_width)
+    if not isinstance(guide, str) or guide not in GUIDE_CHOICES:
+        raise SettingsError(f"{FIELD}.{guide_key}", guide, f"one of {', '.join(GUIDE_CHOICES)}")
     widest = max(num_patches, settings.cluster_width or 1)  # tiny models have fewer patches than the usual width
     if cluster_width is not None and not (_is_count(cluster_width) and 1 <= cluster_width <= widest):
         expected = f"a whole number from 1 to {widest}, or null for clusters of any size"
         raise SettingsError(f"{FIELD}.cluster_width", cluster_width, expected)
     width = None if settings.dominant is None else cluster_width
-    changed = replace(settings, text=text, cluster_width=width)
+    changed = replace(settings, guide=guide, cluster_width=width)
     return settings if changed == settings else replace(changed, preset=CUSTOM)
 
 
-def _check_limit(settings: CompressionSettings, asked: Request, shape: ModelShape, limit: float) -> None:
+def _check_limit(settings: CompressionSettings, asked: CompressionField, shape: ModelShape, limit: float) -> None:
     average, smallest = settings.layer_average(shape), (1 - limit) * shape.vision.num_patches
     if average < smallest - TOLERANCE:
         expected = (

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TypeGuard
 
 from duet_server.plan.layout import PromptLayout, Span
 
@@ -50,6 +51,14 @@ class RequestPlan:
         return any(self.dropped)
 
 
+def is_schedule(keep: object, num_boundaries: int) -> TypeGuard[Sequence[float]]:
+    """Whether ``keep`` is a list of numbers from 1 to 0 that never rise, one for each boundary."""
+    if not isinstance(keep, list | tuple) or len(keep) != num_boundaries:
+        return False
+    are_numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in keep)
+    return are_numbers and all(later <= earlier for earlier, later in pairwise((1, *keep, 0)))
+
+
 def num_kept(num_visual_tokens: int, keep: float) -> int:
     """Of the tokens that entered the language model, how many a segment holds: ``floor(V * k)``."""
     return int(num_visual_tokens * keep)
@@ -68,10 +77,9 @@ def make_plan(layout: PromptLayout, keep: Sequence[float], guiding: Sequence[int
     Raises:
         ValueError: if the keeps rise or leave [0, 1].
     """
-    keeps = (1.0, *keep)
-    if not all(0 <= later <= earlier for earlier, later in pairwise(keeps)):
+    if not is_schedule(keep, len(keep)):
         raise ValueError(f"keep is {list(keep)}, expected shares from 1 to 0 that never rise")
-    return RequestPlan(layout, tuple(guiding), tuple(_close_up(layout, share) for share in keeps))
+    return RequestPlan(layout, tuple(guiding), tuple(_close_up(layout, share) for share in (1.0, *keep)))
 
 
 def text_rows(plan: RequestPlan, segment_idx: int, rows: Iterable[int]) -> list[int]:

@@ -10,7 +10,7 @@ from duet_server.plan.segments import num_kept
 from duet_server.plan.shape import ModelShape
 
 DEFAULT_CLUSTER_WIDTH = 4
-DEFAULT_TEXT = "salient"
+DEFAULT_GUIDE = "salient"
 CUSTOM = "custom"
 OFF = "off"
 
@@ -26,7 +26,7 @@ class CompressionSettings:
         cluster_width: W, pool members per contextual row; None for no limit: every patch of the rest joins a cluster
             (VisionZip). None, too, when stage 1 is off.
         keep: the share of the entering tokens held behind each boundary; in [0, 1], never rising.
-        text: which text rows guide stage 2, one of ``TEXT_CHOICES``.
+        guide: which text rows rank visual tokens in stage 2, one of ``GUIDE_CHOICES``.
         preset: the preset's name, or ``custom``, or ``off``.
     """
 
@@ -34,7 +34,7 @@ class CompressionSettings:
     contextual: int
     cluster_width: int | None
     keep: tuple[float, ...]
-    text: str
+    guide: str
     preset: str
 
     @property
@@ -67,4 +67,4 @@ class CompressionSettings:
 def off_settings(shape: ModelShape) -> CompressionSettings:
     """Settings that leave a request untouched."""
     keep = (1.0,) * len(shape.boundaries)
-    return CompressionSettings(None, 0, None, keep, DEFAULT_TEXT, OFF)
+    return CompressionSettings(None, 0, None, keep, DEFAULT_GUIDE, OFF)

@@ -59,10 +59,12 @@ def test_guide_are_the_rows_of_the_users_salient_words(chat, server):
     assert call.plan.guiding == guiding_rows(layout, "salient", engine_keys(call)["duet_guide"])
 
 
-@pytest.mark.parametrize("text", ["all", "last"])
-def test_other_texts_need_no_rows(chat, server, text):
-    chat(compression={"preset": "light", "text": text})
-    assert engine_keys(server.last_call) == {"duet_keep": [0.5, 0.0], "duet_text": text}
+@pytest.mark.parametrize("key", ["guide", "text"], ids=["by its name", "by its old name"])
+@pytest.mark.parametrize("guide", ["all", "last"])
+def test_other_guides_need_no_rows(chat, server, guide, key):
+    usage = chat(compression={"preset": "light", key: guide}).json()["usage"]["compression"]
+    assert usage["settings"]["guide"] == guide
+    assert engine_keys(server.last_call) == {"duet_keep": [0.5, 0.0], "duet_text": guide}
 
 
 def test_stage1_alone_sets_no_keep(chat, server):
@@ -112,7 +114,7 @@ def test_usage_counts_what_entered_the_language_model(chat, server):
         "contextual": 30,
         "cluster_width": 4,
         "keep": [0.5, 0.0],
-        "text": "salient",
+        "guide": "salient",
         "preset": "aggressive",
     }
 
@@ -188,7 +190,9 @@ def refusal(response):
         ({"keep": [0.5, 0.7]}, "compression.keep", "never rise"),
         ({"keep": [0.5]}, "compression.keep", "2 numbers"),
         ({"preset": "light", "color": "red"}, "compression.color", "no such field"),
+        ({"preset": "light", "guide": "some"}, "compression.guide", "all, salient, last"),
         ({"preset": "light", "text": "some"}, "compression.text", "all, salient, last"),
+        ({"preset": "light", "guide": "all", "text": "all"}, "compression.text", "next to guide"),
         ({"dominant": 1, "contextual": 0, "keep": [0.0, 0.0]}, "compression", "a reduction of at most 0.97"),
     ],
 )

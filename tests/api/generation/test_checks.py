@@ -26,7 +26,7 @@ def test_an_open_length_becomes_what_fits(make):
     assert room(asked, 70) == 30
     assert room(asked, 99) == 1
     assert num_tokens(asked, 330) == 330
-    asked._room = 30
+    asked.duet.room = 30
     assert num_tokens(asked, 330) == 30
     assert num_tokens(asked, 20) == 20
 

@@ -9,7 +9,7 @@ from duet_server.api.generation.schema import Compression
 from duet_server.api.inspection.schema import CompressionInfo, CompressionPlan
 from duet_server.demo import DEMO_NOTICE
 from duet_server.plan import SettingsError, kv_bytes, prefill_flops
-from duet_server.plan.resolve import KEYS
+from duet_server.plan.resolve import KEYS, OLD_GUIDE_KEY
 from tests.api.stand_in import image_part, stand_in_server, user
 
 
@@ -27,7 +27,7 @@ def test_info_lists_what_the_model_can_serve(client):
         "contextual": 30,
         "cluster_width": 4,
         "keep": [0.5, 0.0],
-        "text": "salient",
+        "guide": "salient",
         "visual_tokens": 102,
         "segments": [102, 51, 0],
         "layer_average": 63.75,
@@ -121,7 +121,7 @@ def test_openapi_documents_the_field_and_the_usage(client):
 
 
 def test_the_documented_field_has_the_keys_that_are_understood():
-    assert set(Compression.model_fields) == set(KEYS)
+    assert set(Compression.model_fields) == {*KEYS, OLD_GUIDE_KEY}
 
 
 @pytest.fixture(scope="module")

@@ -66,14 +66,14 @@ def test_a_server_s_limit_counts():
 def test_duet_drops_at_half_and_three_quarters_whatever_the_other_boundaries():
     for shape in (DEMO, LLAVA):
         settings = resolve_settings(fields("DUET, last", 0.11, shape), shape)
-        assert settings.text == "last"
+        assert settings.guide == "last"
         assert settings.keep[-3:] == (1.0, 0.5, 0.0)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("DUET, salient", {"visual_tokens": pytest.approx(63.36), "text": "salient"}),
+        ("DUET, salient", {"visual_tokens": pytest.approx(63.36), "guide": "salient"}),
         ("DUET's stage 1", {"dominant": 44, "contextual": 19, "cluster_width": 4}),
         ("VisionZip", {"dominant": 53, "contextual": 10, "cluster_width": None}),
         ("random keep", {"dominant": 63, "contextual": 0}),
@@ -88,7 +88,7 @@ def test_stage_2_alone_keeps_what_the_budget_leaves():
     pyramid, fastv = fields("PyramidDrop", 0.33), fields("FastV", 0.33)
     first, ratio, *more = pyramid["keep"]
     assert (first, more) == (1.0, [ratio**2, ratio**3])
-    assert fastv == {"keep": [pytest.approx(0.2853, abs=0.002)] * 4, "text": "last"}
+    assert fastv == {"keep": [pytest.approx(0.2853, abs=0.002)] * 4, "guide": "last"}
 
 
 def test_selections_belong_to_the_baselines_alone():

@@ -22,8 +22,8 @@ SETTINGS: list[Any] = [
     "light",
     "aggressive",
     "visionzip",
-    {"keep": [0.5, 0.25], "text": "last"},  # stage 2 alone, as PyramidDrop and FastV
-    {"dominant": 50, "contextual": 9, "keep": [0.4, 0.1], "text": "all"},
+    {"keep": [0.5, 0.25], "guide": "last"},  # stage 2 alone, as PyramidDrop and FastV
+    {"dominant": 50, "contextual": 9, "keep": [0.4, 0.1], "guide": "all"},
 ]
 CACHES = ("vllm:mm_cache", "vllm:prefix_cache")
 
@@ -34,7 +34,7 @@ def content(mark: str) -> list[dict[str, Any]]:
     info.add_text("mark", mark)
     Image.open(PICTURE).save(file, format="PNG", pnginfo=info)
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What color is the circle?"}]
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "guide": "What color is the circle?"}]
 
 
 def hits(server) -> dict[str, float]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from duet_server.api.errors import RequestRefusedError
-from duet_server.engine.request_plans import visual_spans
 from duet_server.plan import (
     CompressionSettings,
     ModelShape,
@@ -17,6 +16,7 @@ from duet_server.plan import (
     compression_usage,
     make_layout,
     make_plan,
+    visual_spans,
 )
 
 _TEXT_PARTS = ("text", "input_text")

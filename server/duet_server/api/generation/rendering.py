@@ -16,11 +16,10 @@ from duet_server.api.generation.checks import check_request, room_for_answer
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, has_part, list_contents, user_texts
 from duet_server.api.generation.schema import CompressibleRequest
 from duet_server.api.metrics import CompressionMetrics
-from duet_server.api.options import CompressionField
 from duet_server.api.served_model import ServedModel
-from duet_server.engine.request_plans import GUIDE, KEEP, STAGE1, TEXT, TRACE
 from duet_server.guiding import salient_rows
-from duet_server.plan import CompressionSettings
+from duet_server.plan import CompressionField, CompressionSettings
+from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -47,7 +46,7 @@ class DuetRenderer(OnlineRenderer):
             handler.default_sampling_params,
             handler.override_max_tokens,
         )
-        # Past our own check of what the client sent, vLLM's must let pass what we add.
+        # `_settings` checks the client's own kwargs; vLLM must not reject the keys that we add afterwards.
         self._trust_clients_mm_kwargs: bool = handler.online_renderer.trust_request_mm_kwargs
         self.trust_request_mm_kwargs = True
 
@@ -65,19 +64,19 @@ class DuetRenderer(OnlineRenderer):
         **kwargs: Any,
     ) -> Any:
         """Raises RequestRefusedError for what compression cannot do, before the engine hears of it."""
-        dry_run = skip_mm_cache or request._dry_run
+        state = request.duet
+        state.dry_run |= skip_mm_cache
         list_contents(messages)
         settings = self._settings(request, messages)
-        # A dry run leaves alone a cache that the engine shares: these images never get there. A traced one is never
-        # asked for again.
-        skip = dry_run or bool(request._trace_id)
         try:
-            result = await super().preprocess_chat(request, messages, *args, skip_mm_cache=skip, **kwargs)
+            result = await super().preprocess_chat(
+                request, messages, *args, skip_mm_cache=state.is_inspection, **kwargs
+            )
         except AssertionError as error:  # vLLM's way to find a part without its content, or a picture that was cut off
             raise _refused_prompt(request) from error
         (engine_input,) = result[1]
         self._compress(request, messages, settings, engine_input)
-        if not dry_run and not request._trace_id:
+        if not state.is_inspection:
             self._count(request, settings)
         return result
 
@@ -92,10 +91,10 @@ class DuetRenderer(OnlineRenderer):
 
     def usage(self, request: CompressibleRequest) -> dict[str, Any] | None:
         """A rendered request's ``usage.compression``; None where there are neither images nor a wish for it."""
-        shape, compressed = self.served.shape, request._compressed
-        if shape is None or compressed is None or not (compressed.num_images or request.compression is not None):
+        shape, prompt = self.served.shape, request.duet.prompt
+        if shape is None or prompt is None or not (prompt.num_images or request.compression is not None):
             return None
-        return compressed.usage(shape)
+        return prompt.usage(shape)
 
     def _settings(self, request: Any, messages: Messages) -> CompressionSettings | None:
         """Resolve and check the request's settings, and have its images processed by them."""
@@ -105,14 +104,12 @@ class DuetRenderer(OnlineRenderer):
             trust_request_mm_kwargs=self._trust_clients_mm_kwargs,
         )
         settings = self.served.resolve(request.compression)
-        if request._trace_id:
-            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), TRACE: request._trace_id}
-        if settings is None or settings.is_off or not has_non_text_content(messages):
-            return settings
-        check_request(request, messages)
-        if settings.dominant is not None:
-            counts = [settings.dominant, settings.contextual, settings.cluster_width or 0]
-            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), STAGE1: counts}
+        compresses = settings is not None and not settings.is_off and has_non_text_content(messages)
+        if compresses:
+            check_request(request, messages)
+        kwargs = encode_processor_kwargs(settings if compresses else None, request.duet.trace_id)
+        if kwargs:
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), **kwargs}
         return settings
 
     def _compress(
@@ -123,27 +120,20 @@ class DuetRenderer(OnlineRenderer):
         if settings is None or shape is None or not _has_counted_images(messages, engine_input):
             return
         prompt = RenderedPrompt.from_engine_input(engine_input)
-        request._compressed = compressed = CompressedPrompt.make(settings, prompt, shape)
+        request.duet.prompt = compressed = CompressedPrompt.make(settings, prompt, shape)
         if compressed.drops:
             compressed.check_ends_on_text(request.prompt_field)
-            request._room = room_for_answer(request, len(prompt.token_ids), *self._answer_limits)
-            args = self._stage2_args(settings, prompt, messages, request._trace_id)
+            request.duet.room = room_for_answer(request, len(prompt.token_ids), *self._answer_limits)
+            salient = self._salient_rows(prompt, messages) if settings.guide == "salient" else []
+            args = encode_extra_args(settings, salient, request.duet.trace_id)
             request.vllm_xargs = {**(request.vllm_xargs or {}), **args}
 
-    def _stage2_args(
-        self, settings: CompressionSettings, prompt: RenderedPrompt, messages: Messages, trace_id: int
-    ) -> dict[str, Any]:
-        args: dict[str, Any] = {KEEP: list(settings.keep), TEXT: settings.text}
-        if trace_id:
-            args[TRACE] = trace_id
-        if settings.text == "salient":
-            if prompt.text is None:
-                expected = "all or last: the chat template of this model gives no text"
-                raise RequestRefusedError("unsupported", "compression.text", settings.text, expected)
-            args[GUIDE] = salient_rows(
-                self.renderer.tokenizer, prompt.text, prompt.token_ids, prompt.visual_spans, user_texts(messages)
-            )
-        return args
+    def _salient_rows(self, prompt: RenderedPrompt, messages: Messages) -> list[int]:
+        if prompt.text is None:
+            expected = "all or last: the chat template of this model gives no text"
+            raise RequestRefusedError("unsupported", "compression.guide", "salient", expected)
+        tokenizer = self.renderer.tokenizer
+        return salient_rows(tokenizer, prompt.text, prompt.token_ids, prompt.visual_spans, user_texts(messages))
 
     def _count(self, request: CompressibleRequest, settings: CompressionSettings | None) -> None:
         self.metrics.count_request("off" if settings is None else settings.preset)

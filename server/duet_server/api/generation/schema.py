@@ -23,12 +23,12 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
-from duet_server.api.generation.prompt import CompressedPrompt
+from duet_server.api.generation.request_compression import RequestCompression
 
 
 class Compression(BaseModel):
     """Exactly one of `preset`, `reduction`, `visual_tokens` or explicit counts (`dominant` with `contextual`, `keep`,
-    or all three); `text` and `cluster_width` go with any."""
+    or all three); `guide` and `cluster_width` go with any."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,8 +51,11 @@ class Compression(BaseModel):
     cluster_width: int | None = Field(
         None, ge=1, description="Patches to a merged token, on average; null: every patch that is left joins one."
     )
-    text: Literal["all", "salient", "last"] = Field(
-        "salient", description="Which of the prompt's tokens rank the visual ones in stage 2."
+    guide: Literal["all", "salient", "last"] = Field(
+        "salient", description="Which of the prompt's text tokens rank the visual ones in stage 2."
+    )
+    text: Literal["all", "salient", "last"] | None = Field(
+        None, description="The old name of `guide`, still accepted.", deprecated=True
     )
 
 
@@ -72,23 +75,20 @@ class CompressibleRequest(BaseModel):
         examples=["balanced", {"reduction": 0.889}, {"visual_tokens": 64}],
     )
 
-    _compressed: CompressedPrompt | None = PrivateAttr(default=None)
-    """What compression came to, once the prompt is rendered; None on a model without compression."""
+    _duet: RequestCompression = PrivateAttr(default_factory=RequestCompression)
 
-    _room: int | None = PrivateAttr(default=None)
-    """Tokens that fit one engine step beside the prompt, if its prefill may not be split."""
+    @property
+    def duet(self) -> RequestCompression:
+        """What compression does to this request."""
+        return self._duet
 
-    _dry_run: bool = PrivateAttr(default=False)
-    """Whether nothing of it will reach the engine."""
-
-    _trace_id: int = PrivateAttr(default=0)
-    """What the engine notes its choices under; 0 where nobody wants to see them."""
+    def share_duet(self, other: CompressibleRequest) -> None:
+        """Have the state of ``other``, which this request was made of."""
+        self._duet = other._duet
 
     def to_sampling_params(self, max_tokens: int, *args: Any) -> Any:
         """vLLM's, with an answer no longer than there is room for."""
-        if self._room is not None:
-            max_tokens = min(max_tokens, self._room)
-        return super().to_sampling_params(max_tokens, *args)  # type: ignore[misc]
+        return super().to_sampling_params(self.duet.limit_answer(max_tokens), *args)  # type: ignore[misc]
 
 
 class DuetChatCompletionRequest(CompressibleRequest, ChatCompletionRequest):
@@ -118,7 +118,7 @@ class ResolvedSettings(BaseModel):
     contextual: int
     cluster_width: int | None
     keep: list[float]
-    text: str
+    guide: str
     preset: str
 
 
@@ -154,12 +154,9 @@ def with_compression_field(request: ChatCompletionRequest, **fields: Any) -> Due
 class DuetBatchChatCompletionRequest(CompressibleRequest, BatchChatCompletionRequest):
     """vLLM's request of several conversations with the `compression` field."""
 
-    _conversations: list[DuetChatCompletionRequest] = PrivateAttr(default_factory=list)
-    """All that were made of it."""
-
     def to_chat_completion_request(self, messages: list[Any]) -> DuetChatCompletionRequest:
         conversation = with_compression_field(super().to_chat_completion_request(messages))
-        self._conversations.append(conversation)
+        self.duet.conversations.append(conversation)
         return conversation
 
 
@@ -171,9 +168,6 @@ class DuetResponsesRequest(CompressibleRequest, ResponsesRequest):
 
 class DuetMessagesRequest(CompressibleRequest, AnthropicMessagesRequest):
     """vLLM's Messages request with the `compression` field."""
-
-    _chat: DuetChatCompletionRequest | None = PrivateAttr(default=None)
-    """The chat completion that vLLM makes of it."""
 
 
 class DuetCountTokensRequest(CompressibleRequest, AnthropicCountTokensRequest):

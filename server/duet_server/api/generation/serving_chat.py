@@ -53,9 +53,9 @@ class DuetServingChat(OpenAIServingChat):
         result = error or await self.online_renderer.render_chat(request, skip_mm_cache=True)
         if isinstance(result, ErrorResponse):
             return result
-        if request._compressed is None:
+        if request.duet.prompt is None:
             raise self.served.refuse_model()
-        return request._compressed
+        return request.duet.prompt
 
     async def chat_completion_full_generator(
         self, request: DuetChatCompletionRequest, *args: Any, **kwargs: Any
@@ -78,5 +78,5 @@ class DuetServingChatBatch(DuetServingChat, OpenAIServingChatBatch):
         self, request: DuetBatchChatCompletionRequest, *args: Any, **kwargs: Any
     ) -> Any:
         response = await super().chat_completion_full_generator_batch(request, *args, **kwargs)
-        usages = [self.online_renderer.usage(conversation) for conversation in request._conversations]
+        usages = [self.online_renderer.usage(conversation) for conversation in request.duet.conversations]
         return with_usage(response, total_usage(usages))

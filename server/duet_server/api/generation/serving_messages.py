@@ -29,18 +29,16 @@ class DuetServingMessages(DuetServingChat, AnthropicServingMessages):
     def to_chat_completion_request(
         cls, request: DuetMessagesRequest | DuetCountTokensRequest, **kwargs: Any
     ) -> DuetChatCompletionRequest:
-        """vLLM's conversion, with ``compression``; a length is left where the client has put it."""
+        """vLLM's conversion, with ``compression``. ``max_tokens`` stays in the field that the client used."""
         vllm_chat = super().to_chat_completion_request(request, **kwargs)
         chat = with_compression_field(vllm_chat, compression=request.compression, max_completion_tokens=None)
-        if isinstance(request, DuetMessagesRequest):
-            request._chat = chat
-        else:
-            chat._dry_run = True
+        chat.share_duet(request)
+        chat.duet.dry_run = isinstance(request, DuetCountTokensRequest)
         return chat
 
     async def create_messages(self, request: DuetMessagesRequest, raw_request: Request | None = None) -> Any:
         answer = await self._answer_refusals(super().create_messages(request, raw_request))
-        usage = self.online_renderer.usage(request._chat) if request._chat else None
+        usage = self.online_renderer.usage(request)
         if usage is None:
             return answer
         if isinstance(answer, AnthropicMessagesResponse):

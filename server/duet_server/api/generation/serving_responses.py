@@ -28,6 +28,6 @@ class DuetServingResponses(OpenAIServingResponses):
 
     async def _render_next_turn(self, request: DuetResponsesRequest, messages: list[Any]) -> Any:
         """After a built-in tool's call vLLM goes on with the first prompt's sampling parameters, and so its rows."""
-        if request._compressed is not None and request._compressed.drops:
+        if request.duet.prompt is not None and request.duet.prompt.drops:
             raise RequestRefusedError("unsupported", "tools", "a built-in tool", "none with stage 2 on")
         return await super()._render_next_turn(request, messages)

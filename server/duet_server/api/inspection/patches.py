@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from duet_server.engine.request_plans import TRACE
 from duet_server.plan import ModelShape
+from duet_server.plan.wire import TRACE_KEY, TracedPicture
 
 Trace = Mapping[str, Mapping[int, Any]]  # as duet_server.engine.trace.Traces.take gives it
 NOTHING: Trace = {"images": {}, "segments": {}}
@@ -29,14 +29,15 @@ class Picture:
 def pictures_of(engine_input: Mapping[str, Any], spans: Sequence[tuple[int, int]]) -> list[Picture]:
     """The pictures of a prompt that was rendered to be traced, in its order.
 
-    Of a picture that occurs again, vLLM keeps the first: both are looked up by their hash.
+    vLLM keeps one copy of a repeated picture, so every span is looked up by its picture's hash.
     """
     hashes = engine_input["mm_hashes"]["image"]
     items = dict(zip(hashes[::-1], engine_input["mm_kwargs"]["image"][::-1], strict=True))
     result = []
     for mm_hash, span in zip(hashes, spans, strict=True):
-        _, image_idx, width, height = items[mm_hash][TRACE].data.tolist()
-        result.append(Picture(image_idx, span, width, height, items[mm_hash]["pixel_values"].data))
+        traced = TracedPicture(*items[mm_hash][TRACE_KEY].data.tolist())
+        pixels = items[mm_hash]["pixel_values"].data
+        result.append(Picture(traced.image_idx, span, traced.width, traced.height, pixels))
     return result
 
 

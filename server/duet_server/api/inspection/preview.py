@@ -19,8 +19,8 @@ from duet_server.api.generation.serving_chat import DuetServingChat
 from duet_server.api.inspection.overlay import draw_overlay
 from duet_server.api.inspection.patches import NOTHING, Picture, Trace, describe_patches, pictures_of
 from duet_server.api.inspection.plan_body import plan_body
+from duet_server.plan.wire import MAX_TRACE_ID
 
-_MAX_TRACE_ID = (1 << 63) - 1
 _running = asyncio.Semaphore(8)  # far fewer than the engine keeps notes of
 
 
@@ -52,12 +52,12 @@ async def preview_chat(
     Raises:
         RequestRefusedError: as the request itself would be refused, or on a model without compression.
     """
-    request._trace_id = trace_id = secrets.randbelow(_MAX_TRACE_ID) + 1
+    request.duet.trace_id = trace_id = secrets.randbelow(MAX_TRACE_ID) + 1
     rendered = await handler.render_chat_request(request)
     if isinstance(rendered, ErrorResponse):
         return rendered
     (engine_input,) = rendered[1]
-    compressed, shape = request._compressed, handler.served.shape
+    compressed, shape = request.duet.prompt, handler.served.shape
     if compressed is None or shape is None:
         raise handler.served.refuse_model()
     request_id = f"preview-{handler._base_request_id(raw_request)}"
@@ -65,8 +65,10 @@ async def preview_chat(
         trace = await _run(handler.engine_client, engine_input, request_id, request.vllm_xargs, trace_id)
     prompt = RenderedPrompt.from_engine_input(engine_input)
     pictures = pictures_of(engine_input, prompt.visual_spans) if prompt.visual_spans else []
-    has_stage1 = compressed.settings.dominant is None or all(own.image_idx in trace["images"] for own in pictures)
-    if not has_stage1 or (compressed.drops and not trace["segments"]):  # aborted, or given way to other previews
+    misses_picture = any(picture.image_idx not in trace["images"] for picture in pictures)
+    has_stage1 = compressed.settings.dominant is not None
+    # It was aborted, or later previews pushed its notes out.
+    if (has_stage1 and misses_picture) or (compressed.drops and not trace["segments"]):
         raise RetryableRequestError("The engine has given this preview up. Try again.")
     processor = handler.renderer.get_mm_processor().info.get_hf_processor().image_processor
     patches = describe_patches(pictures, trace, len(prompt.token_ids), shape, processor)

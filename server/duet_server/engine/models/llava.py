@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import BatchFeature, CLIPVisionConfig
+from transformers import BatchFeature
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -17,14 +17,13 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 
-from duet_server.engine.request_plans import STAGE1, TRACE
-from duet_server.engine.stage_seconds import STAGE1 as STAGE1_SECONDS
 from duet_server.engine.stage_seconds import stage_clock
 from duet_server.engine.text_stage import SegmentedDecoder
-from duet_server.engine.vision_stage import Stage1Counts, cut, encode
+from duet_server.engine.vision_stage import cut, encode
 from duet_server.engine.vllm_internals import VllmConfig
-
-OFF = (0, 0, 0)
+from duet_server.plan import check_llava
+from duet_server.plan.wire import NO_STAGE1, STAGE1_KEY, TRACE_KEY, Stage1Counts, TracedPicture, decode_stage1
+from duet_server.stage_metrics import STAGE1_SECONDS
 
 
 class DuetLlavaProcessingInfo(LlavaProcessingInfo):
@@ -38,7 +37,8 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
     """Carries stage 1's counts with every image, so that vLLM's caches keep the settings apart by themselves."""
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        return super()._call_hf_processor(hf_data, {k: v for k, v in hf_kwargs.items() if k not in (STAGE1, TRACE)})
+        kwargs = {key: value for key, value in hf_kwargs.items() if key not in (STAGE1_KEY, TRACE_KEY)}
+        return super()._call_hf_processor(hf_data, kwargs)
 
     def _postprocess_hf_mm_data(
         self,
@@ -48,20 +48,21 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
     ) -> BatchFeature:
         data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
         if "pixel_values" in data:
-            counts = hf_processor_mm_kwargs.get(STAGE1, OFF)
-            data[STAGE1] = torch.tensor([counts] * len(data["pixel_values"]))
-            if TRACE in hf_processor_mm_kwargs:
+            counts = decode_stage1(hf_processor_mm_kwargs, self.info.get_max_image_tokens())
+            data[STAGE1_KEY] = torch.tensor([counts] * len(data["pixel_values"]))
+            if TRACE_KEY in hf_processor_mm_kwargs:
+                trace_id: Any = hf_processor_mm_kwargs[TRACE_KEY]
                 images: Any = mm_inputs["images"]
-                sizes = [(image_idx, *image.size) for image_idx, image in enumerate(images)]
-                data[TRACE] = torch.tensor([(hf_processor_mm_kwargs[TRACE], *size) for size in sizes])
+                traced = [TracedPicture(trace_id, image_idx, *image.size) for image_idx, image in enumerate(images)]
+                data[TRACE_KEY] = torch.tensor(traced)
         return data
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        own = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
-        return {**fields, STAGE1: own, TRACE: own}
+        per_image = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        return {**fields, STAGE1_KEY: per_image, TRACE_KEY: per_image}
 
     def _get_prompt_updates(
         self,
@@ -69,17 +70,12 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
         hf_processor_mm_kwargs: Mapping[str, Any],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        if STAGE1 not in hf_processor_mm_kwargs:
+        counts = decode_stage1(hf_processor_mm_kwargs, self.info.get_max_image_tokens())
+        if counts == NO_STAGE1:
             return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        counts = hf_processor_mm_kwargs[STAGE1]
-        _check_counts(counts, self.info.get_max_image_tokens())
-        dominant, contextual, _ = counts
         image_token_id = self.info.get_hf_config().image_token_index
-        return [
-            PromptReplacement(
-                modality="image", target=[image_token_id], replacement=[image_token_id] * (dominant + contextual)
-            )
-        ]
+        replacement = [image_token_id] * counts.num_entering
+        return [PromptReplacement(modality="image", target=[image_token_id], replacement=replacement)]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -101,7 +97,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """Run what compression adds once, before the first request does."""
         config, weight = self.config.vision_config, self.language_model.model.norm.weight
         pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=weight.dtype, device=weight.device)
-        cut(*encode(self.vision_tower.vision_model, pixels, nullcontext()), [(2, 1, 1)])
+        cut(*encode(self.vision_tower.vision_model, pixels, nullcontext()), [Stage1Counts(2, 1, 1)])
         self.decoder.warm_up(weight.device, weight.dtype)
 
     def get_model_state_cls(self) -> type:
@@ -111,7 +107,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         return DuetModelState
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        counts, traced = _counts(kwargs.pop(STAGE1, None)), kwargs.pop(TRACE, None)
+        counts, traced = _counts(kwargs.pop(STAGE1_KEY, None)), kwargs.pop(TRACE_KEY, None)
         if not any(counts):
             return super().embed_multimodal(**kwargs)
         pixels = self._parse_and_validate_image_input(**kwargs)["pixel_values"]
@@ -139,24 +135,12 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         return self.decoder(positions, hidden)
 
 
-def _check_counts(counts: Any, num_patches: int) -> None:
-    """Raise ValueError, in the API's process, for counts that would fail in the engine's."""
-    is_valid = isinstance(counts, list | tuple) and len(counts) == 3 and all(type(count) is int for count in counts)
-    if not is_valid or counts[0] < 1 or min(counts) < 0 or counts[0] - 1 + counts[1] > num_patches:
-        expected = f"[dominant, contextual, cluster_width] with dominant - 1 + contextual at most {num_patches}"
-        raise ValueError(f"{STAGE1} is {counts!r}, expected {expected}")
-
-
 def _counts(field: torch.Tensor | None) -> list[Stage1Counts | None]:
-    """Per image its counts, None where stage 1 is off."""
-    rows = [] if field is None else [tuple(row) for row in field.tolist()]
-    return [None if row == OFF else row for row in rows]
+    """The counts of every image; None where stage 1 is off."""
+    rows = [] if field is None else [Stage1Counts(*row) for row in field.tolist()]
+    return [None if row == NO_STAGE1 else row for row in rows]
 
 
 def check_config(vllm_config: VllmConfig) -> None:
     """Raise for LLaVA variants whose tower stage 1 cannot read."""
-    config = vllm_config.model_config.hf_config
-    if not isinstance(config.vision_config, CLIPVisionConfig):
-        raise ValueError(f"DUET serves LLaVA with a CLIP tower, not {type(config.vision_config).__name__}")
-    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
-        raise ValueError("DUET needs one vision_feature_layer and vision_feature_select_strategy 'default'")
+    check_llava(vllm_config.model_config.hf_config)
