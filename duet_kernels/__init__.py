@@ -11,9 +11,12 @@ from duet_kernels.guided_score import guided_score
 from duet_kernels.keep import keep_highest
 from duet_kernels.merge import clusters, select_and_merge
 from duet_kernels.place_rows import BlockTables, SegmentBuffers, place_rows
+from duet_kernels.ranked_rows import RankedRows, RankedRowsBuilder
 
 __all__ = [
     "BlockTables",
+    "RankedRows",
+    "RankedRowsBuilder",
     "SegmentBuffers",
     "cls_score",
     "clusters",

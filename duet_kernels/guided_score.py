@@ -8,71 +8,40 @@ import triton
 import triton.language as tl
 
 from duet_kernels.dispatch import runs_triton
+from duet_kernels.ranked_rows import RankedRows
 
 MAX_LOGITS = 1 << 24  # of the reference, at a time and over all heads: 64 MiB
 
-# All sizes are fixed, whatever the batch: a request's scores are the same bits in every company that it is served in.
+# All sizes are fixed, so that a request's scores are bit-identical whatever else is in the batch.
 BLOCK_QUERIES = 64  # the least that Hopper's matrix units take, and most prompts' guiding rows
 BLOCK_KEYS = 64  # enough programs for every multiprocessor at one request of LLaVA's
 SPLIT_KEYS = 256  # keys a program walks for the log-sum-exp, so that one request's few rows fill the device too
 BLOCK_SUM = 64
 
 
-def guided_score(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    cu_queries: torch.Tensor,
-    cu_keys: torch.Tensor,
-    query_positions: torch.Tensor,
-    pool_start: torch.Tensor,
-    pool_length: torch.Tensor,
-    pool_request: torch.Tensor,
-    max_queries: int,
-    max_keys: int,
-    max_pool: int,
-    scale: float,
-) -> torch.Tensor:
+def guided_score(query: torch.Tensor, key: torch.Tensor, ranked: RankedRows, scale: float) -> torch.Tensor:
     """Causal softmax of each guiding row over its request's keys, mean over heads and over the request's guiding rows.
 
     Args:
         query: ``[queries, heads, head_dim]``, the guiding rows' queries, rotary applied, request after request.
         key: ``[keys, kv_heads, head_dim]``, all rows of the same requests; ``heads`` is a multiple of ``kv_heads``
             and query head ``h`` reads key head ``h // (heads // kv_heads)``.
-        cu_queries: ``[requests + 1]``, where each request's guiding rows begin.
-        cu_keys: ``[requests + 1]``, where each request's keys begin.
-        query_positions: ``[queries]``, each guiding row's own key, counted from its request's first.
-        pool_start: ``[pools]``, the first of each pool's keys, counted over all requests.
-        pool_length: ``[pools]``, the pool's keys, any number.
-        pool_request: ``[pools]``, the request that the pool belongs to; it has guiding rows.
-        max_queries: most guiding rows of any request.
-        max_keys: most keys of any request.
-        max_pool: longest pool.
+        ranked: the requests, their guiding rows and their pools, on the same device.
         scale: what the layer multiplies its logits by.
 
     Returns:
         ``[keys]`` float32, at the columns of the pools; the others are unspecified. A guiding row gives nothing to
         later keys, so within one pool the order is that of the guiding rows after it.
     """
-    if runs_triton(key):
-        maxima = max_queries, max_keys, max_pool
-        pools = pool_start, pool_length, pool_request
-        return _triton(query, key, cu_queries, cu_keys, query_positions, *pools, *maxima, scale)
-    return _reference(query, key, cu_queries, cu_keys, query_positions, scale)
+    return _triton(query, key, ranked, scale) if runs_triton(key) else _reference(query, key, ranked, scale)
 
 
-def _reference(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    cu_queries: torch.Tensor,
-    cu_keys: torch.Tensor,
-    query_positions: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def _reference(query: torch.Tensor, key: torch.Tensor, ranked: RankedRows, scale: float) -> torch.Tensor:
     score = key.new_zeros(key.shape[0], dtype=torch.float32)
-    bounds = zip(pairwise(cu_queries.tolist()), pairwise(cu_keys.tolist()), strict=True)
+    bounds = zip(pairwise(ranked.cu_queries.tolist()), pairwise(ranked.cu_keys.tolist()), strict=True)
     for (query_start, query_end), (key_start, key_end) in bounds:
         queries, keys = slice(query_start, query_end), slice(key_start, key_end)
-        score[keys] = _request_score(query[queries], key[keys], query_positions[queries], scale)
+        score[keys] = _request_score(query[queries], key[keys], ranked.query_positions[queries], scale)
     return score
 
 
@@ -251,53 +220,66 @@ def _mean_kernel(
     tl.store(score_ptr + column, score, mask=is_key)
 
 
-def _triton(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    cu_queries: torch.Tensor,
-    cu_keys: torch.Tensor,
-    query_positions: torch.Tensor,
-    pool_start: torch.Tensor,
-    pool_length: torch.Tensor,
-    pool_request: torch.Tensor,
-    max_queries: int,
-    max_keys: int,
-    max_pool: int,
-    scale: float,
-) -> torch.Tensor:
+def _triton(query: torch.Tensor, key: torch.Tensor, ranked: RankedRows, scale: float) -> torch.Tensor:
     (num_queries, num_heads, head_dim), (num_keys, num_kv_heads, _) = query.shape, key.shape
-    pools = pool_start, pool_length, pool_request
-    indices = cu_queries, cu_keys, query_positions, *pools
     assert query.dtype == key.dtype, f"{query.dtype=} {key.dtype=}"
     assert key.shape[2] == head_dim, f"{query.shape=} {key.shape=}"
     assert num_heads % num_kv_heads == 0, f"{num_heads=} {num_kv_heads=}"
     assert query.stride(2) == key.stride(2) == 1, f"{query.stride()=} {key.stride()=}"
-    assert all(index.is_contiguous() for index in indices), f"{[index.stride() for index in indices]}"
+    assert all(array.is_contiguous() for array in ranked.pack()), f"{[array.stride() for array in ranked.pack()]}"
+    num_requests, num_pools = len(ranked.cu_queries) - 1, len(ranked.pool_start)
     score = key.new_empty(num_keys, dtype=torch.float32)
-    if len(pool_start) == 0 or max_pool == 0:
+    if num_pools == 0 or ranked.max_pool == 0:
         return score
 
-    num_splits = triton.cdiv(max_keys, SPLIT_KEYS)
+    num_splits = triton.cdiv(ranked.max_keys, SPLIT_KEYS)
     lse = score.new_empty(num_splits, num_heads, num_queries)
     attention = score.new_empty(num_heads, num_keys)
-    strides = *query.stride()[:2], *key.stride()[:2]
     # No matrix unit takes float32 at full precision, and the other units' operands for a whole head spill registers.
     chunk, num_warps = (16, 8) if key.dtype == torch.float32 else (max(16, triton.next_power_of_2(head_dim)), 4)
-    sizes = num_heads // num_kv_heads, head_dim, chunk, BLOCK_QUERIES, BLOCK_KEYS, SPLIT_KEYS
-    scale_log2 = scale * math.log2(math.e)
-    inputs = query, key, cu_queries, cu_keys, query_positions
-    num_blocks = triton.cdiv(max_queries, BLOCK_QUERIES) * num_splits
-    grid = num_blocks, num_heads, len(cu_queries) - 1
-    _log_sum_exp_kernel[grid](
-        *inputs, lse, *strides, num_splits, num_queries, scale_log2, *sizes, num_warps=num_warps, num_stages=3
+    shared = {
+        "query_ptr": query,
+        "key_ptr": key,
+        "cu_queries_ptr": ranked.cu_queries,
+        "cu_keys_ptr": ranked.cu_keys,
+        "position_ptr": ranked.query_positions,
+        "lse_ptr": lse,
+        "query_stride": query.stride(0),
+        "query_head_stride": query.stride(1),
+        "key_stride": key.stride(0),
+        "key_head_stride": key.stride(1),
+        "total_queries": num_queries,
+        "scale": scale * math.log2(math.e),
+        "GROUP": num_heads // num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "CHUNK": chunk,
+        "BLOCK_QUERIES": BLOCK_QUERIES,
+        "BLOCK_KEYS": BLOCK_KEYS,
+        "SPLIT_KEYS": SPLIT_KEYS,
+        "num_warps": num_warps,
+    }
+    num_blocks = triton.cdiv(ranked.max_queries, BLOCK_QUERIES) * num_splits
+    _log_sum_exp_kernel[num_blocks, num_heads, num_requests](**shared, num_splits=num_splits, num_stages=3)
+    _attention_kernel[triton.cdiv(ranked.max_pool, BLOCK_KEYS), num_heads, num_pools](
+        **shared,
+        pool_start_ptr=ranked.pool_start,
+        pool_length_ptr=ranked.pool_length,
+        pool_request_ptr=ranked.pool_request,
+        attention_ptr=attention,
+        total_keys=num_keys,
+        num_stages=2,
     )
-    grid = triton.cdiv(max_pool, BLOCK_KEYS), num_heads, len(pool_start)
-    counts = num_queries, num_keys
-    _attention_kernel[grid](
-        *inputs, *pools, lse, attention, *strides, *counts, scale_log2, *sizes, num_warps=num_warps, num_stages=2
-    )
-    heads = num_heads, triton.next_power_of_2(num_heads)
-    _mean_kernel[(triton.cdiv(max_pool, BLOCK_SUM), len(pool_start))](
-        attention, cu_queries, *pools, score, num_keys, *heads, BLOCK_SUM, num_warps=4
+    _mean_kernel[triton.cdiv(ranked.max_pool, BLOCK_SUM), num_pools](
+        attention_ptr=attention,
+        cu_queries_ptr=ranked.cu_queries,
+        pool_start_ptr=ranked.pool_start,
+        pool_length_ptr=ranked.pool_length,
+        pool_request_ptr=ranked.pool_request,
+        score_ptr=score,
+        total_keys=num_keys,
+        NUM_HEADS=num_heads,
+        BLOCK_HEADS=triton.next_power_of_2(num_heads),
+        BLOCK_KEYS=BLOCK_SUM,
+        num_warps=4,
     )
     return score

@@ -5,40 +5,30 @@ import triton
 import triton.language as tl
 
 from duet_kernels.dispatch import runs_triton
+from duet_kernels.ranked_rows import RankedRows
 from duet_kernels.sort_key import sort_key
 
 BLOCK = 1024  # tokens at a time: a pool of LLaVA's (576) is one block, a longer one is read again from the L1 cache
 
 
-def keep_highest(
-    score: torch.Tensor,
-    pool_start: torch.Tensor,
-    pool_length: torch.Tensor,
-    num_keep: torch.Tensor,
-    first_row: torch.Tensor,
-    target: torch.Tensor,
-    rows: torch.Tensor,
-) -> None:
+def keep_highest(score: torch.Tensor, ranked: RankedRows, rows: torch.Tensor) -> None:
     """Top-k per pool with a different k each, ties to the lower index, written ascending into ``rows``.
 
     Args:
         score: ``[keys]`` float32, no NaN.
-        pool_start, pool_length: ``[pools]``, each pool's tokens ``[start, start + length)`` in ``score``.
-        num_keep: ``[pools]``, at most the pool's length.
-        first_row: ``[pools]``, the row of each pool's first token.
-        target: ``[pools]``, where each pool's result begins in ``rows``.
+        ranked: the pools, on the same device.
         rows: ``[n]`` int64, written in place: ``rows[target[p] : target[p] + num_keep[p]]`` are ``first_row[p] + i``
             for the kept tokens ``i`` of pool ``p``, counted from its first. Nothing else is touched.
     """
-    pools = pool_start, pool_length, num_keep, first_row, target
     if runs_triton(score):
-        _triton(score, pools, rows)
+        _triton(score, ranked, rows)
     else:
-        _reference(score, pools, rows)
+        _reference(score, ranked, rows)
 
 
-def _reference(score: torch.Tensor, pools: tuple[torch.Tensor, ...], rows: torch.Tensor) -> None:
-    for start, length, keep, first, target in zip(*(column.tolist() for column in pools), strict=True):
+def _reference(score: torch.Tensor, ranked: RankedRows, rows: torch.Tensor) -> None:
+    columns = ranked.pool_start, ranked.pool_length, ranked.num_keep, ranked.first_row, ranked.target
+    for start, length, keep, first, target in zip(*(column.tolist() for column in columns), strict=True):
         by_score = score[start : start + length].argsort(descending=True, stable=True)
         rows[target : target + keep] = first + by_score[:keep].sort().values
 
@@ -105,12 +95,24 @@ def _keep_kernel(
         num_kept += tl.sum(kept.to(tl.int32))
 
 
-def _triton(score: torch.Tensor, pools: tuple[torch.Tensor, ...], rows: torch.Tensor) -> None:
-    num_pools = len(pools[0])
+def _triton(score: torch.Tensor, ranked: RankedRows, rows: torch.Tensor) -> None:
+    num_pools = len(ranked.pool_start)
+    pools = ranked.pool_start, ranked.pool_length, ranked.num_keep, ranked.first_row, ranked.target
     assert score.dtype == torch.float32, f"{score.dtype=}"
     assert rows.dtype == torch.int64, f"{rows.dtype=}"
     assert rows.is_contiguous(), f"{rows.stride()=}"
     assert all(column.shape == (num_pools,) for column in pools), f"{[column.shape for column in pools]}"
     assert all(column.is_contiguous() for column in pools), f"{[column.stride() for column in pools]}"
     if num_pools > 0:
-        _keep_kernel[(num_pools,)](score, *pools, rows, score.stride(0), BLOCK, num_warps=4)
+        _keep_kernel[num_pools,](
+            score_ptr=score,
+            start_ptr=ranked.pool_start,
+            length_ptr=ranked.pool_length,
+            keep_ptr=ranked.num_keep,
+            first_row_ptr=ranked.first_row,
+            target_ptr=ranked.target,
+            rows_ptr=rows,
+            score_stride=score.stride(0),
+            BLOCK=BLOCK,
+            num_warps=4,
+        )

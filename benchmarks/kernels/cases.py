@@ -10,6 +10,8 @@ import torch
 
 from duet_kernels import (
     BlockTables,
+    RankedRows,
+    RankedRowsBuilder,
     SegmentBuffers,
     cls_score,
     gather_rows,
@@ -129,12 +131,8 @@ def guided_case(
     def build(device: torch.device) -> Callable[[], object]:
         query = torch.randn(requests * num_text, HEADS, HEAD_DIM, dtype=dtype, device=device)
         key = torch.randn(requests * num_keys, kv_heads, HEAD_DIM, dtype=dtype, device=device)
-        request = np.arange(requests)
-        cu_queries, cu_keys = (np.arange(requests + 1) * count for count in (num_text, num_keys))
-        positions = np.tile(np.arange(num_visual, num_keys), requests)
-        pools = request * num_keys, np.full(requests, num_visual), request
-        indices = _indices(device, requests, cu_queries, cu_keys, positions, *pools)
-        return lambda: guided_score(query, key, *indices, num_text, num_keys, num_visual, HEAD_DIM**-0.5)
+        ranked = _ranked_rows(device, requests, num_visual, num_text)
+        return lambda: guided_score(query, key, ranked, HEAD_DIM**-0.5)
 
     seen = num_text * num_visual + num_text * (num_text + 1) // 2
     heads = "" if kv_heads == HEADS else f", {HEADS}/{kv_heads} heads"
@@ -154,12 +152,9 @@ def keep_case(requests: int, num_visual: int) -> Case:
 
     def build(device: torch.device) -> Callable[[], object]:
         score = torch.rand(requests * num_keys, device=device)
-        start, target = (np.arange(requests) * count for count in (num_keys, num_after))
-        length, num_keep = (np.full(requests, count) for count in (num_visual, keep))
-        rows, *pools = _indices(
-            device, requests, np.arange(requests * num_after), start, length, num_keep, start, target
-        )
-        return lambda: keep_highest(score, *pools, rows)
+        ranked = _ranked_rows(device, requests, num_visual, NUM_TEXT)
+        (rows,) = _indices(device, requests, np.arange(requests * num_after))
+        return lambda: keep_highest(score, ranked, rows)
 
     return Case(
         f"keep_highest fp32 {requests} requests, {num_visual} -> {keep}",
@@ -221,6 +216,18 @@ def _place_case(kind: str, num_rows: np.ndarray, lengths: np.ndarray) -> Case:
         build,
         num_bytes=4 * requests + 8 * num_segments * (2 * requests + 1) + 4 * blocks_read + num_written,
     )
+
+
+def _ranked_rows(device: torch.device, requests: int, num_visual: int, num_text: int) -> RankedRows:
+    """Requests of one pool and the text behind it, all of which guides; half of every pool stays."""
+    builder, keep = RankedRowsBuilder(), num_visual // 2
+    num_before, num_after = num_visual + num_text, keep + num_text
+    for idx in range(requests):
+        guiding_rows = range(num_visual, num_before)
+        builder.add(num_before, guiding_rows, [(0, num_visual, keep, idx * num_before, idx * num_after)])
+    ranked = builder.build()
+    assert ranked is not None, f"{requests=}"
+    return ranked.unpack(iter(_indices(device, requests, *ranked.pack())))
 
 
 def _indices(device: torch.device, requests: int, *arrays: np.ndarray) -> list[torch.Tensor]:

@@ -329,8 +329,8 @@ def test_a_step_in_numbers():
     assert step.buffers.slot_mapping[1, 7:11].tolist() == [-1] * 4
     (boundary,) = step.boundaries
     assert boundary.rows[[0, 1, 4, 5, 6]].tolist() == [0, 1, 8, 9, 10]
-    assert {name: array.tolist() for name, array in boundary.scored._asdict().items()} == {
-        "key_rows": list(range(10)),
+    assert boundary.key_rows.tolist() == list(range(10))
+    assert {name: torch.as_tensor(value).tolist() for name, value in boundary.ranked._asdict().items()} == {
         "guiding_keys": [8, 9],
         "query_positions": [8, 9],
         "cu_queries": [0, 2],
@@ -341,15 +341,17 @@ def test_a_step_in_numbers():
         "num_keep": [2],
         "first_row": [2],
         "target": [2],
+        "max_queries": 2,
+        "max_keys": 10,
+        "max_pool": 6,
     }
-    assert (boundary.max_queries, boundary.max_keys, boundary.max_pool) == (2, 10, 6)
 
 
 def test_pools_that_stay_or_go_whole_are_not_scored():
     requests = [Request(9, 9, pools=((2, 8),), keep=(0.0,)), Request(5, 5)]
     (boundary,) = StepLayout(*scheduled(requests, 2), 2).boundaries
 
-    assert boundary.scored is None
+    assert boundary.ranked is None
     assert boundary.rows.tolist() == [0, 1, 8, 9, 10, 11, 12, 13]
 
 
@@ -375,7 +377,7 @@ def test_everything_reaches_the_device_in_one_copy(monkeypatch: pytest.MonkeyPat
     copies.assert_called_once()
     assert moved.starts.tolist() == layout.starts.tolist()
     for boundary, planned in zip(moved.boundaries, layout.boundaries, strict=True):
-        assert [array.tolist() for array in boundary.arrays] == [array.tolist() for array in planned.arrays]
+        assert [array.tolist() for array in boundary.pack()] == [array.tolist() for array in planned.pack()]
 
 
 @pytest.mark.parametrize("knows_upper_bound", [True, False], ids=["upper bound", "no upper bound"])
@@ -436,9 +438,7 @@ def test_the_authors_rows_go_on(case: GoldenCase):
         if boundary is None:
             assert rows == list(range(layout.num_rows[segment_idx]))
             continue
-        if boundary.scored is not None:
-            scored = boundary.scored
-            score = torch.isin(scored.key_rows, torch.tensor(rows)).float()
-            pools = scored.pool_start, scored.pool_length, scored.num_keep, scored.first_row, scored.target
-            keep_highest(score, *pools, boundary.rows)
+        if boundary.ranked is not None:
+            score = torch.isin(boundary.key_rows, torch.tensor(rows)).float()
+            keep_highest(score, boundary.ranked, boundary.rows)
         assert boundary.rows.tolist() == rows

@@ -12,8 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from duet_kernels import guided_score
+from duet_kernels import RankedRows, guided_score
 from duet_kernels.dispatch import implementation
+
+NONE = torch.empty(0, dtype=torch.int64)
+NOTHING_RANKED = RankedRows(*[NONE] * 10, max_queries=0, max_keys=0, max_pool=0)
 
 
 @dataclass
@@ -35,16 +38,22 @@ class Batch:
             for request_idx, pools in enumerate(self.pools)
             for start, length in pools
         ]
-        indices = [cu_queries, cu_keys, [row for rows in self.guiding for row in rows], *zip(*columns, strict=True)]
-        return guided_score(
-            self.query,
-            self.key,
-            *(torch.tensor(index, dtype=dtype, device=self.key.device) for index in indices),
-            max(num_queries),
-            max(self.num_keys),
-            max(length for _, length, _ in columns),
-            scale,
+        pool_start, pool_length, pool_request = zip(*columns, strict=True)
+        arrays = {
+            "cu_queries": cu_queries,
+            "cu_keys": cu_keys,
+            "query_positions": [row for rows in self.guiding for row in rows],
+            "pool_start": pool_start,
+            "pool_length": pool_length,
+            "pool_request": pool_request,
+        }
+        ranked = NOTHING_RANKED._replace(
+            **{name: torch.tensor(array, dtype=dtype, device=self.key.device) for name, array in arrays.items()},
+            max_queries=max(num_queries),
+            max_keys=max(self.num_keys),
+            max_pool=max(pool_length),
         )
+        return guided_score(self.query, self.key, ranked, scale)
 
     def pool_scores(self, scale: float = 0.5) -> torch.Tensor:
         """Those of the pools, one after another."""
@@ -185,12 +194,10 @@ def test_one_request(num_keys: int, guiding: list[int]):
 @pytest.mark.parametrize("num_keys", [0, 7])
 def test_no_pools(num_keys: int):
     batch = random_batch([num_keys], [[]], [[(0, 0)]])
-    none = torch.empty(0, dtype=torch.int64, device=batch.key.device)
-    bounds = none.new_zeros(2), none.new_tensor([0, num_keys])
+    bounds = (torch.tensor(bound, device=batch.key.device) for bound in ([0, 0], [0, num_keys]))
+    ranked = NOTHING_RANKED._replace(**dict(zip(["cu_queries", "cu_keys"], bounds, strict=True)), max_keys=num_keys)
 
-    assert guided_score(batch.query, batch.key, *bounds, none, none, none, none, 0, num_keys, 0, 0.5).shape == (
-        num_keys,
-    )
+    assert guided_score(batch.query, batch.key, ranked, 0.5).shape == (num_keys,)
     assert batch.pool_scores().shape == (0,)
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duet_kernels import keep_highest
+from duet_kernels import RankedRows, keep_highest
 from duet_kernels.dispatch import implementation
 
 Pool = tuple[int, int, int]  # start, length, keep
@@ -30,6 +30,18 @@ def naive_keep(score: list[float], pools: list[Pool]) -> list[list[int]]:
     return kept
 
 
+def ranked_pools(
+    pool_start: torch.Tensor,
+    pool_length: torch.Tensor,
+    num_keep: torch.Tensor,
+    first_row: torch.Tensor,
+    target: torch.Tensor,
+) -> RankedRows:
+    """Pools without the rows that have ranked them, which nothing here reads."""
+    unread = torch.empty(0, dtype=torch.int64)
+    return RankedRows(*[unread] * 4, pool_start, pool_length, unread, num_keep, first_row, target, 0, 0, 0)
+
+
 def keep(score: torch.Tensor, pools: list[Pool], dtype: torch.dtype = torch.int64) -> list[list[int]]:
     """Tokens kept of each pool; pools lie in `rows` in reverse, with one row of somebody else after each."""
     starts, lengths, keeps = torch.tensor(pools, dtype=dtype, device=score.device).T.contiguous()
@@ -39,8 +51,8 @@ def keep(score: torch.Tensor, pools: list[Pool], dtype: torch.dtype = torch.int6
         end += num_keep + 1
     first_rows = [2**33 + 1000 * pool_idx if dtype == torch.int64 else pool_idx for pool_idx in range(len(pools))]
     rows = torch.full((end,), UNTOUCHED, device=score.device)
-    columns = (torch.tensor(column, dtype=dtype, device=score.device) for column in (first_rows, targets))
-    keep_highest(score, starts, lengths, keeps, *columns, rows)
+    first_row, target = (torch.tensor(column, dtype=dtype, device=score.device) for column in (first_rows, targets))
+    keep_highest(score, ranked_pools(starts, lengths, keeps, first_row, target), rows)
 
     kept = []
     for (*_, num_keep), first_row, target in zip(pools, first_rows, targets, strict=True):
@@ -76,7 +88,7 @@ def test_pools(pools: list[Pool], dtype: torch.dtype, device: torch.device):
 
 def test_no_pools(device: torch.device):
     none, rows = torch.empty(0, dtype=torch.int64, device=device), torch.arange(3, device=device)
-    keep_highest(torch.rand(5, device=device), none, none, none, none, none, rows)
+    keep_highest(torch.rand(5, device=device), ranked_pools(none, none, none, none, none), rows)
 
     assert rows.tolist() == [0, 1, 2]
 
@@ -147,4 +159,4 @@ def test_counts_of_another_shape_are_refused_by_the_kernel(device: torch.device)
     zero, rows = torch.zeros(2, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
 
     with implementation("triton"), pytest.raises(AssertionError, match="Size"):
-        keep_highest(torch.rand(3, device=device), zero, zero, zero[:1], zero, zero, rows)
+        keep_highest(torch.rand(3, device=device), ranked_pools(zero, zero, zero[:1], zero, zero), rows)

@@ -57,7 +57,7 @@ def test_pools_are_counted_each_on_its_own_and_from_what_entered():
         SegmentPlan(21, 9, (Span(2, 3), Span(6, 8))),  # floor(1.5) and floor(2.1)
         SegmentPlan(18, 12, (Span(2, 2), Span(5, 5))),
     )
-    assert plan.guiding == (29,)
+    assert plan.guiding_rows == (29,)
 
 
 def test_text_and_generated_rows_close_up():

@@ -150,7 +150,7 @@ def test_golden_lengths(case: GoldenCase):
     else:
         assert plan is not None
         assert [segment.num_tokens for segment in plan.segments] == held
-        assert list(plan.guiding) == case.guiding_rows
+        assert list(plan.guiding_rows) == case.guiding_rows
 
 
 @pytest.mark.parametrize("name", list(presets(LLAVA_7B)))

@@ -33,20 +33,23 @@ def test_text_moves_up_and_pools_are_left_to_be_chosen():
     assert [rows[0][idx] for idx in (0, 3, 4)] == [0, 5, 6]
     assert rows[1] == [8, 9, 10, 11, 12]
     assert [rows[2][idx] for idx in (1, 4)] == [18, 23]
-    assert boundary.pool_start.tolist() == [1, 16, 19]
-    assert boundary.pool_length.tolist() == [4, 2, 4]
-    assert boundary.pool_sample.tolist() == [0, 2, 2]
-    assert boundary.num_keep.tolist() == [2, 1, 2]
-    assert boundary.target.tolist() == [1, 10, 12]
+    ranked = boundary.ranked
+    assert ranked.cu_keys.tolist() == [0, 8, 16, 24]
+    assert ranked.pool_start.tolist() == ranked.first_row.tolist() == [1, 16, 19]
+    assert ranked.pool_length.tolist() == [4, 2, 4]
+    assert ranked.pool_request.tolist() == [0, 2, 2]
+    assert ranked.num_keep.tolist() == [2, 1, 2]
+    assert ranked.target.tolist() == [1, 10, 12]
 
 
 def test_only_samples_that_drop_have_guides():
     (boundary,) = plan(0.5)
 
-    assert boundary.guiding.tolist() == [5, 6, 18, 23]
-    assert boundary.cu_queries.tolist() == [0, 2, 2, 4]
-    assert boundary.query_positions.tolist() == [5, 6, 2, 7]
-    assert (boundary.max_queries, boundary.max_pool, boundary.keeps_any) == (2, 4, True)
+    ranked = boundary.ranked
+    assert ranked.guiding_keys.tolist() == [5, 6, 18, 23]
+    assert ranked.cu_queries.tolist() == [0, 2, 2, 4]
+    assert ranked.query_positions.tolist() == [5, 6, 2, 7]
+    assert (ranked.max_queries, ranked.max_keys, ranked.max_pool) == (2, 8, 4)
 
 
 def test_later_boundaries_count_in_closed_up_rows():
@@ -54,16 +57,16 @@ def test_later_boundaries_count_in_closed_up_rows():
 
     assert boundary.num_rows == 5
     assert boundary.is_padding.tolist()[0] == [False] * 4 + [True]
-    assert boundary.pool_start.tolist() == [1, 10, 12]
-    assert boundary.num_keep.tolist() == [1, 0, 1]
-    assert boundary.guiding.tolist() == [3, 4, 11, 14]
+    assert boundary.ranked.pool_start.tolist() == [1, 12], "the pool that goes entirely is not ranked"
+    assert boundary.ranked.num_keep.tolist() == [1, 1]
+    assert boundary.ranked.guiding_keys.tolist() == [3, 4, 11, 14]
 
 
 def test_nothing_is_planned_where_nothing_drops():
     assert plan(1.0) == [None]
     first, second = plan(1.0, 0.0)
     assert first is None
-    assert not second.keeps_any
+    assert second.ranked is None
 
 
 def test_a_pool_without_guides_cannot_drop():
@@ -77,5 +80,5 @@ def test_padding_stays_until_something_drops():
     wide = [np.pad(rows, ((0, 0), (0, 3))) for rows in (IS_VISUAL, GUIDING)]
     first, second = plan_boundaries(*wide, LENGTHS, [1.0, 0.0], torch.device("cpu"))
     assert first is None
-    assert second.pool_start.tolist() == [1, 22, 25]
-    assert second.rows.view(3, -1)[1].tolist() == [11, 12, 13, 14, 15]
+    assert second.ranked is None
+    assert second.rows.view(3, -1).tolist() == [[0, 5, 6, 0, 0], [11, 12, 13, 14, 15], [24, 29, 22, 22, 22]]

@@ -18,7 +18,7 @@ from transformers.conversion_mapping import (
 from transformers.utils import ModelOutput
 
 from duet_server.plan import CompressionSettings, check_boundaries, check_llava, default_boundaries, num_tower_layers
-from duet_training.batch_plan import BoundaryRows, plan_boundaries
+from duet_training.batch_plan import BatchBoundary, plan_boundaries
 from duet_training.conversations import IGNORED
 from duet_training.text_stage import DuetDecoderLayer, first_positions
 from duet_training.vision_stage import compress, encode
@@ -196,7 +196,7 @@ class DuetLlava(LlavaForConditionalGeneration):
 register_checkpoint_conversion_mapping(DuetLlava.__name__, get_checkpoint_conversion_mapping("llava"), overwrite=True)
 
 
-def _held_behind(boundary: BoundaryRows, held_rows: Tensor, rows: Tensor) -> Tensor:
+def _held_behind(boundary: BatchBoundary, held_rows: Tensor, rows: Tensor) -> Tensor:
     return held_rows.flatten()[rows].view(len(held_rows), -1).masked_fill(boundary.is_padding, NO_ROW)
 
 

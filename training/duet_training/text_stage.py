@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
-from duet_kernels import guided_score, keep_highest
-from duet_training.batch_plan import BoundaryRows
+from duet_kernels import RankedRows, guided_score, keep_highest
+from duet_training.batch_plan import BatchBoundary
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin ``[1, T, d]``."""
@@ -22,7 +22,7 @@ class DuetDecoderLayer(LlamaDecoderLayer):
     """A Llama layer that may drop visual tokens first. All inside its forward, where sharded weights are gathered."""
 
     def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, position_embeddings: Rotary, boundary: BoundaryRows | None = None, **kwargs: Any
+        self, hidden_states: Tensor, position_embeddings: Rotary, boundary: BatchBoundary | None = None, **kwargs: Any
     ) -> Any:
         """``hidden_states [B, T, dim]`` -> ``[B, T, dim]``; behind a boundary ``[B, T', dim]`` and the rows it took."""
         if boundary is None:
@@ -40,42 +40,26 @@ def first_positions(rotary: Rotary, num_rows: int) -> Rotary:
 
 @torch.compiler.disable  # selections are few and of every shape
 @torch.no_grad()
-def surviving_rows(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, boundary: BoundaryRows) -> Tensor:
+def surviving_rows(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, boundary: BatchBoundary) -> Tensor:
     """For every row behind the boundary, ``[B * T']``, the row of ``hidden [B, T, dim]`` that goes on there."""
     rows = boundary.rows.clone()  # checkpointing comes here twice
-    if boundary.keeps_any:
-        score = _score(layer, hidden, rotary, boundary)
-        pools = boundary.pool_start, boundary.pool_length, boundary.num_keep, boundary.pool_start, boundary.target
-        keep_highest(score, *pools, rows)
+    if boundary.ranked is not None:
+        keep_highest(_score(layer, hidden, rotary, boundary.ranked), boundary.ranked, rows)
     return rows
 
 
-def _score(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, boundary: BoundaryRows) -> Tensor:
+def _score(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, ranked: RankedRows) -> Tensor:
     """``[B * T]`` float32, through the layer's own norm, projections and rotary embedding."""
-    attention, (num_samples, num_rows, _) = layer.self_attn, hidden.shape
+    attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
-    cos, sin = (table.flatten(0, 1) for table in first_positions(rotary, num_rows))  # [T, d]
+    cos, sin = (table.flatten(0, 1) for table in first_positions(rotary, hidden.shape[1]))  # [T, d]
     heads = (-1, attention.head_dim)
-    query = attention.q_proj(normed.flatten(0, 1)[boundary.guiding]).unflatten(-1, heads)
+    query = attention.q_proj(normed.flatten(0, 1)[ranked.guiding_keys]).unflatten(-1, heads)
     key = attention.k_proj(normed).unflatten(-1, heads)
-    query = _rotate(query, cos[boundary.query_positions], sin[boundary.query_positions])
+    query = _rotate(query, cos[ranked.query_positions], sin[ranked.query_positions])
     key = _rotate(key, cos, sin).flatten(0, 1)
-    cu_keys = torch.arange(num_samples + 1, device=hidden.device) * num_rows
     with torch.autocast(hidden.device.type, enabled=False):
-        return guided_score(
-            query,
-            key,
-            boundary.cu_queries,
-            cu_keys,
-            boundary.query_positions,
-            boundary.pool_start,
-            boundary.pool_length,
-            boundary.pool_sample,
-            boundary.max_queries,
-            num_rows,
-            boundary.max_pool,
-            attention.scaling,
-        )
+        return guided_score(query, key, ranked, attention.scaling)
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from duet_kernels import BlockTables, SegmentBuffers, place_rows
-from duet_server.engine.step_layout import BoundaryRows, StepLayout, move_layout
+from duet_server.engine.step_layout import StepBoundary, StepLayout, move_layout
 from duet_server.engine.vllm_internals import KVCacheConfig, VllmConfig
 from duet_server.plan import RequestPlan
 
@@ -20,7 +20,7 @@ class CurrentStep:
         self.num_segments = num_segments
         self._vllm_config = vllm_config
         self.layout: StepLayout | None = None  # None: every segment sees what vLLM prepared
-        self.boundaries: tuple[BoundaryRows | None, ...] = ()
+        self.boundaries: tuple[StepBoundary | None, ...] = ()
 
     def allocate(
         self, kv_cache_config: KVCacheConfig, tables: Sequence[torch.Tensor], block_sizes: Sequence[int]

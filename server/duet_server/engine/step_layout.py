@@ -3,53 +3,35 @@
 Only *which* visual tokens survive is decided on the device; how many, and so all lengths, positions and places, is not.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Self
 
 import numpy as np
 import torch
 
-from duet_kernels import to_device_at_once
+from duet_kernels import RankedRows, RankedRowsBuilder, to_device_at_once
+from duet_kernels.ranked_rows import Array
 from duet_server.plan import RequestPlan, text_rows
-
-Array: TypeAlias = np.ndarray | torch.Tensor  # of integers: planned as the first, read by the model as the second
-
-
-class ScoredRows(NamedTuple):
-    """Requests of which a boundary has to choose tokens, and the pools it chooses from."""
-
-    key_rows: Array  # [keys] rows of the segment before, request after request
-    guiding_keys: Array  # [queries] which of the keys guide
-    query_positions: Array  # [queries] the same, counted from the request's first key
-    cu_queries: Array  # [requests + 1]
-    cu_keys: Array  # [requests + 1]
-    pool_start: Array  # [pools] in keys
-    pool_length: Array  # [pools]
-    pool_request: Array  # [pools]
-    num_keep: Array  # [pools]
-    first_row: Array  # [pools] the pool's first row of the segment before
-    target: Array  # [pools] the first row of the segment after that the survivors take
 
 
 @dataclass(frozen=True, slots=True)
-class BoundaryRows:
-    """How the rows of one segment follow from those of the segment before."""
+class StepBoundary:
+    """How the rows of one segment follow from those of the segment before; numpy while planned, torch on the device."""
 
-    rows: Array  # [rows after] rows of the segment before; survivors' places hold any row of it
-    scored: ScoredRows | None = None  # None where nothing is to be chosen
-    max_queries: int = 0  # the most of any request that is scored
-    max_keys: int = 0
-    max_pool: int = 0
+    rows: Array  # [rows after] rows of the segment before; at the places of ranked pools, placeholders
+    key_rows: Array | None = None  # [keys] rows of the segment before that are the keys of ``ranked``
+    ranked: RankedRows | None = None  # None where nothing is to be chosen
 
-    @property
-    def arrays(self) -> tuple[Any, ...]:
-        return (self.rows, *(self.scored or ()))
+    def pack(self) -> list[Array]:
+        """The arrays, to be moved to a device together."""
+        return [self.rows] if self.ranked is None else [self.rows, self.key_rows, *self.ranked.pack()]
 
-    def with_arrays(self, rows: Array, *scored: Array) -> Self:
-        return replace(self, rows=rows, scored=ScoredRows(*scored) if scored else None)
+    def unpack(self, arrays: Iterator[Array]) -> Self:
+        """The same boundary with the next of ``arrays`` in the order of ``pack``."""
+        rows = next(arrays)
+        return type(self)(rows) if self.ranked is None else type(self)(rows, next(arrays), self.ranked.unpack(arrays))
 
 
 class StepLayout:
@@ -93,11 +75,11 @@ class StepLayout:
         return self.starts[:, -1].tolist()
 
     @cached_property
-    def boundaries(self) -> tuple[BoundaryRows | None, ...]:
+    def boundaries(self) -> tuple[StepBoundary | None, ...]:
         """One entry per boundary; None where every row goes on."""
         if not self.prefills:
             return (None,) * (self.num_segments - 1)
-        return tuple(_boundary_rows(self, idx) for idx in range(1, self.num_segments))
+        return tuple(_step_boundary(self, idx) for idx in range(1, self.num_segments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,72 +88,36 @@ class DeviceLayout:
 
     dropped: torch.Tensor  # [segments, requests]
     starts: torch.Tensor  # [segments, requests + 1]
-    boundaries: tuple[BoundaryRows | None, ...]  # of tensors
+    boundaries: tuple[StepBoundary | None, ...]  # of tensors
 
 
 def move_layout(layout: StepLayout, device: torch.device) -> DeviceLayout:
     """Everything in one copy, for which the host does not wait."""
-    arrays = [boundary.arrays if boundary else () for boundary in layout.boundaries]
-    dropped, starts, *rest = to_device_at_once([layout.dropped, layout.starts, *chain(*arrays)], device)
+    packed = [array for boundary in layout.boundaries if boundary is not None for array in boundary.pack()]
+    dropped, starts, *rest = to_device_at_once([layout.dropped, layout.starts, *packed], device)
     tensors = iter(rest)
-    boundaries = tuple(
-        boundary and boundary.with_arrays(*islice(tensors, len(own)))
-        for boundary, own in zip(layout.boundaries, arrays, strict=True)
-    )
+    boundaries = tuple(boundary and boundary.unpack(tensors) for boundary in layout.boundaries)
     return DeviceLayout(dropped, starts, boundaries)
 
 
-def _boundary_rows(layout: StepLayout, segment_idx: int) -> BoundaryRows | None:
+def _step_boundary(layout: StepLayout, segment_idx: int) -> StepBoundary | None:
     before, after = layout.starts[segment_idx - 1], layout.starts[segment_idx]
     if before[-1] == after[-1]:
         return None
-    is_kept, builder = np.ones(before[-1], dtype=bool), _ScoredRowsBuilder()
+    is_kept, builder, key_rows = np.ones(before[-1], dtype=bool), RankedRowsBuilder(), []
     for request_idx, plan in layout.prefills:
-        start = int(before[request_idx])
+        start, new_start = int(before[request_idx]), int(after[request_idx])
         old, new = plan.segments[segment_idx - 1 : segment_idx + 1]
+        pools = []
         for old_pool, new_pool in zip(old.pools, new.pools, strict=True):
-            # The first of every pool stand in for the best.
-            is_kept[start + old_pool.start + len(new_pool) : start + old_pool.end] = False
-        builder.add(plan, segment_idx, start, int(after[request_idx]))
-    return builder.build(is_kept.nonzero()[0])
-
-
-class _ScoredRowsBuilder:
-    """Collects the requests of which a boundary must choose tokens."""
-
-    def __init__(self) -> None:
-        self.key_rows: list[np.ndarray] = []
-        self.positions: list[np.ndarray] = []
-        self.pools: list[tuple[int, ...]] = []  # ScoredRows' columns from pool_start on
-        self.num_keys = 0
-
-    def add(self, plan: RequestPlan, segment_idx: int, start: int, new_start: int) -> None:
-        """A prefill whose rows begin at ``start`` before and at ``new_start`` after the boundary."""
-        old, new = plan.segments[segment_idx - 1 : segment_idx + 1]
-        pools = [(o, n) for o, n in zip(old.pools, new.pools, strict=True) if 0 < len(n) < len(o)]
-        if not pools:
-            return  # pools that stay whole or go entirely need no scores
-        self.pools += [
-            (self.num_keys + o.start, len(o), len(self.key_rows), len(n), start + o.start, new_start + n.start)
-            for o, n in pools
-        ]
-        # Guiding rows are prompt rows, and no prompt row attends to the outputs behind it.
-        self.key_rows.append(np.arange(start, start + old.num_tokens))
-        self.positions.append(np.array(text_rows(plan, segment_idx - 1, plan.guiding)))
-        self.num_keys += old.num_tokens
-
-    def build(self, rows: np.ndarray) -> BoundaryRows:
-        if not self.pools:
-            return BoundaryRows(rows)
-        num_queries, num_keys = [[len(part) for part in parts] for parts in (self.positions, self.key_rows)]
-        cu_queries, cu_keys = np.cumsum([0, *num_queries]), np.cumsum([0, *num_keys])
-        positions = np.concatenate(self.positions)
-        guiding_keys = np.repeat(cu_keys[:-1], num_queries) + positions
-        pools = np.array(self.pools).T
-        return BoundaryRows(
-            rows,
-            ScoredRows(np.concatenate(self.key_rows), guiding_keys, positions, cu_queries, cu_keys, *pools),
-            max_queries=max(num_queries),
-            max_keys=max(num_keys),
-            max_pool=int(pools[1].max()),
-        )
+            first, length, num_keep = start + old_pool.start, len(old_pool), len(new_pool)
+            # Placeholder: each pool's first rows. The device overwrites them with the highest-scored ones.
+            is_kept[first + num_keep : first + length] = False
+            if 0 < num_keep < length:  # pools that stay whole or go entirely need no scores
+                pools.append((old_pool.start, length, num_keep, first, new_start + new_pool.start))
+        if pools:
+            # Guiding rows are prompt rows, and no prompt row attends to the outputs behind it.
+            builder.add(old.num_tokens, text_rows(plan, segment_idx - 1, plan.guiding_rows), pools)
+            key_rows.append(np.arange(start, start + old.num_tokens))
+    rows, ranked = is_kept.nonzero()[0], builder.build()
+    return StepBoundary(rows) if ranked is None else StepBoundary(rows, np.concatenate(key_rows), ranked)

@@ -3,17 +3,17 @@
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from duet_kernels import gather_rows, guided_score, keep_highest
+from duet_kernels import RankedRows, gather_rows, guided_score, keep_highest
 from duet_server.engine.attention import SegmentAttention
 from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.stage_seconds import stage_clock
-from duet_server.engine.step_layout import BoundaryRows, ScoredRows, StepLayout
+from duet_server.engine.step_layout import StepBoundary, StepLayout
 from duet_server.engine.trace import Traces
 from duet_server.engine.vllm_internals import (
     VllmConfig,
@@ -25,6 +25,15 @@ from duet_server.engine.vllm_internals import (
 )
 from duet_server.plan import guiding_rows, make_layout, make_plan
 from duet_server.stage_metrics import STAGE2_SECONDS
+
+
+class DecoderState(NamedTuple):
+    """What passes from segment to segment, a row for each token that is left."""
+
+    positions: torch.Tensor  # [rows]
+    hidden: torch.Tensor  # [rows, hidden_size]
+    residual: torch.Tensor | None = None  # [rows, hidden_size]
+    places: torch.Tensor | None = None  # [rows] the rows of the whole batch that are left; None: all are
 
 
 class SegmentedDecoder:
@@ -55,25 +64,31 @@ class SegmentedDecoder:
 
     def __call__(self, positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, hidden_size]`` before the output head; rows that were dropped are zero."""
-        layout = self._layout()
-        num_rows, residual, places = hidden.shape[0], None, None
+        layout, num_rows = self._layout(), hidden.shape[0]
+        state = DecoderState(positions, hidden)
         for segment_idx, segment in enumerate(self.segments):
             if layout is not None and segment_idx > 0:
-                boundary = self.step.boundaries[segment_idx - 1]
-                if boundary is not None:
-                    assert residual is not None, "a boundary lies behind at least one layer"
-                    with self.clock:
-                        rows, score = surviving_rows(boundary, segment.layers[0], positions, hidden, residual)
-                        places = torch.arange(num_rows, device=hidden.device) if places is None else places
-                        hidden, residual, places = gather_rows(rows, hidden, residual, places)
-                    self.traces.add_boundary(layout, segment_idx, places, score)
-                positions = self.step.buffers.positions[segment_idx, : hidden.shape[0]]
-            hidden, residual = segment(positions, hidden, residual)
-        if places is None:
+                state = self._cross(layout, segment_idx, state)
+            hidden, residual = segment(state.positions, state.hidden, state.residual)
+            state = state._replace(hidden=hidden, residual=residual)
+        if state.places is None:
             return hidden
         self.clock.observe()
-        # The runner takes logits at rows of the whole batch: put the survivors back to where they came from.
-        return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, places, hidden)
+        # The runner takes logits at rows of the whole batch: put the survivors back where they came from.
+        return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, state.places, hidden)
+
+    def _cross(self, layout: StepLayout, segment_idx: int, state: DecoderState) -> DecoderState:
+        """The state that enters a segment, from what the segment before gave."""
+        boundary = self.step.boundaries[segment_idx - 1]
+        if boundary is not None:
+            assert state.residual is not None, "a boundary lies behind at least one layer"
+            with self.clock:
+                rows, score = surviving_rows(boundary, self.segments[segment_idx].layers[0], *state[:3])
+                places = torch.arange(len(state.hidden), device=rows.device) if state.places is None else state.places
+                gathered = gather_rows(rows, state.hidden, state.residual, places)
+            self.traces.add_boundary(layout, segment_idx, gathered[2], score)
+            state = DecoderState(state.positions, *gathered)
+        return state._replace(positions=self.step.buffers.positions[segment_idx, : len(state.hidden)])
 
     @torch.inference_mode()
     def warm_up(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -134,49 +149,31 @@ def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_co
 
 
 def surviving_rows(
-    boundary: BoundaryRows, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
+    boundary: StepBoundary, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The rows that go on past a boundary, ``[rows after]``, and the keys' score, None where nothing is ranked.
 
     ``layer`` is the first one behind the boundary.
     """
-    scored = boundary.scored
-    if scored is None:
+    if boundary.ranked is None:
         return boundary.rows, None
-    score = _score(boundary, scored, layer, positions, hidden, residual)
-    pools = scored.pool_start, scored.pool_length, scored.num_keep, scored.first_row, scored.target
-    keep_highest(score, *pools, boundary.rows)
+    keys = gather_rows(boundary.key_rows, hidden, residual, positions)
+    score = _score(boundary.ranked, layer, *keys)
+    keep_highest(score, boundary.ranked, boundary.rows)
     return boundary.rows, score
 
 
 def _score(
-    boundary: BoundaryRows,
-    scored: ScoredRows,
-    layer: Any,
-    positions: torch.Tensor,
-    hidden: torch.Tensor,
-    residual: torch.Tensor,
+    ranked: RankedRows, layer: Any, hidden: torch.Tensor, residual: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """Score of every key row by its request's guiding rows, through the layer's own norm, projections and rotary."""
+    """Score of every key by its request's guiding rows, through the layer's own norm, projections and rotary."""
     attention = layer.self_attn
-    hidden, residual, positions = gather_rows(scored.key_rows, hidden, residual, positions)
     qkv, _ = attention.qkv_proj(layer.input_layernorm(hidden, residual)[0])
     query, key, _ = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
     query, key = attention.rotary_emb(positions, query.contiguous(), key.contiguous())
-    score = guided_score(
-        query[scored.guiding_keys].unflatten(-1, (-1, attention.head_dim)),
-        key.unflatten(-1, (-1, attention.head_dim)),
-        scored.cu_queries,
-        scored.cu_keys,
-        scored.query_positions,
-        scored.pool_start,
-        scored.pool_length,
-        scored.pool_request,
-        boundary.max_queries,
-        boundary.max_keys,
-        boundary.max_pool,
-        attention.scaling,
-    )
+    heads = (-1, attention.head_dim)
+    guiding = query[ranked.guiding_keys].unflatten(-1, heads)
+    score = guided_score(guiding, key.unflatten(-1, heads), ranked, attention.scaling)
     num_ranks = get_tensor_model_parallel_world_size()
     if num_ranks == 1:
         return score

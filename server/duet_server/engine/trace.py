@@ -87,8 +87,8 @@ def _pool_scores(
 ) -> list[tuple[int, torch.Tensor]]:
     """Of every pool of the request that was ranked, its first row in the segment before and its scores."""
     boundary = layout.boundaries[segment_idx - 1]
-    scored = boundary.scored if boundary else None
-    assert scored is not None, f"{boundary=}"
+    ranked = boundary.ranked if boundary else None
+    assert ranked is not None, f"{boundary=}"
     start, end = layout.starts[segment_idx - 1, request_idx:][:2].tolist()
-    pools = zip(scored.first_row.tolist(), scored.pool_start.tolist(), scored.pool_length.tolist(), strict=True)
+    pools = zip(ranked.first_row.tolist(), ranked.pool_start.tolist(), ranked.pool_length.tolist(), strict=True)
     return [(row - start, score[key : key + length].clone()) for row, key, length in pools if start <= row < end]

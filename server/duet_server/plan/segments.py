@@ -32,11 +32,12 @@ class SegmentPlan:
 class RequestPlan:
     """A request's segments, first to last; segment 0 holds the whole prompt.
 
-    ``guiding`` are prompt rows; ``trace_id`` is what the engine shall note its choices under, 0 for no notes.
+    ``guiding_rows`` are prompt rows that rank visual tokens; ``trace_id`` is the id that the engine notes its choices
+    under, 0 for no notes.
     """
 
     layout: PromptLayout
-    guiding: tuple[int, ...]
+    guiding_rows: tuple[int, ...]
     segments: tuple[SegmentPlan, ...]
     trace_id: int = 0
 
@@ -64,7 +65,7 @@ def num_kept(num_visual_tokens: int, keep: float) -> int:
     return int(num_visual_tokens * keep)
 
 
-def make_plan(layout: PromptLayout, keep: Sequence[float], guiding: Sequence[int]) -> RequestPlan:
+def make_plan(layout: PromptLayout, keep: Sequence[float], guiding_rows: Sequence[int]) -> RequestPlan:
     """Lay out the segments of a request: one before the first boundary, then one for each keep.
 
     Every pool is counted on its own, and always from the length with which it entered the language model.
@@ -72,14 +73,14 @@ def make_plan(layout: PromptLayout, keep: Sequence[float], guiding: Sequence[int
     Args:
         layout: the prompt's layout.
         keep: for each boundary, the share of a pool that the segment behind it holds; in [0, 1], never rising.
-        guiding: the prompt rows that rank, as ``guiding_rows`` gives them.
+        guiding_rows: the prompt rows that rank visual tokens, as the function of that name gives them.
 
     Raises:
         ValueError: if the keeps rise or leave [0, 1].
     """
     if not is_schedule(keep, len(keep)):
         raise ValueError(f"keep is {list(keep)}, expected shares from 1 to 0 that never rise")
-    return RequestPlan(layout, tuple(guiding), tuple(_close_up(layout, share) for share in (1.0, *keep)))
+    return RequestPlan(layout, tuple(guiding_rows), tuple(_close_up(layout, share) for share in (1.0, *keep)))
 
 
 def text_rows(plan: RequestPlan, segment_idx: int, rows: Iterable[int]) -> list[int]:

@@ -56,7 +56,7 @@ def test_guide_are_the_rows_of_the_users_salient_words(chat, server):
     guided = [tokenizer.decode([call.prompt["prompt_token_ids"][row]]) for row in engine_keys(call)["duet_guide"]]
     assert "".join(guided) == "Whatcolorcircle?"
     layout = make_layout(len(call.prompt["prompt_token_ids"]), call.spans)
-    assert call.plan.guiding == guiding_rows(layout, "salient", engine_keys(call)["duet_guide"])
+    assert call.plan.guiding_rows == guiding_rows(layout, "salient", engine_keys(call)["duet_guide"])
 
 
 @pytest.mark.parametrize("key", ["guide", "text"], ids=["by its name", "by its old name"])
