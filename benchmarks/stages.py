@@ -15,6 +15,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from benchmarks.model import MODEL_DIR_HELP, MODELS, BenchmarkModel
 from duet_server.engine.timer import Timer
 from duet_server.plan import CompressionSettings, kv_bytes, presets
+from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
 from duet_training import random_llava
 
 # (stage, where the engine looks the function up, function). What chooses nothing (off) calls only the last one.
@@ -141,8 +143,8 @@ def _prefill(
 
     clocks.take()
     # Every text token guides: more than the salient ones of a real question, so stage 2's share is an upper bound.
-    drops = {"duet_keep": list(settings.keep), "duet_text": "all"} if settings.drops else None
-    sampling = SamplingParams(temperature=0, max_tokens=1, extra_args=drops)
+    extra_args = encode_extra_args(replace(settings, guide="all")) if settings.drops else None
+    sampling = SamplingParams(temperature=0, max_tokens=1, extra_args=extra_args)
     llm.generate([_prompt(settings, num_text, rng) for _ in range(batch_size)], sampling, use_tqdm=False)
     return clocks.take()
 
@@ -152,14 +154,11 @@ def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generat
 
     size = random_llava.VISION["image_size"]
     text = [int(token) for token in rng.integers(40, 200, num_text)]
-    prompt: dict[str, Any] = {
+    return {
         "prompt_token_ids": [*text[:8], IMAGE_TOKEN_ID, *text[8:]],
         "multi_modal_data": {"image": Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))},
+        "mm_processor_kwargs": encode_processor_kwargs(settings),
     }
-    if settings.dominant is not None:
-        stage1 = [settings.dominant, settings.contextual, settings.cluster_width or 0]
-        prompt["mm_processor_kwargs"] = {"duet_stage1": stage1}
-    return prompt
 
 
 def main() -> None:

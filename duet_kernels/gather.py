@@ -68,7 +68,18 @@ def _triton(
     out = hidden.new_empty(num_rows, dim), residual.new_empty(num_rows, dim), places.new_empty(num_rows)
     if num_rows > 0:
         block = min(BLOCK_DIM, triton.next_power_of_2(dim))
-        _gather_kernel[(num_rows, triton.cdiv(dim, block))](
-            rows, hidden, residual, places, *out, dim, hidden.stride(0), residual.stride(0), block, num_warps=4
+        _gather_kernel[num_rows, triton.cdiv(dim, block)](
+            rows_ptr=rows,
+            hidden_ptr=hidden,
+            residual_ptr=residual,
+            places_ptr=places,
+            hidden_out_ptr=out[0],
+            residual_out_ptr=out[1],
+            places_out_ptr=out[2],
+            dim=dim,
+            hidden_stride=hidden.stride(0),
+            residual_stride=residual.stride(0),
+            BLOCK_DIM=block,
+            num_warps=4,
         )
     return out

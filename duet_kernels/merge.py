@@ -56,14 +56,14 @@ def clusters(
         Per image the dominant patches, ascending, and of every contextual token its patches, the anchor first and then
         the members, ascending.
     """
-    pool = _form_pool(score, np.asarray(settings, dtype=np.int64).reshape(-1, 3))
-    nearest = torch.where(pool.is_member, _nearest_anchor(metric, pool), -1)
+    candidates = _find_candidates(score, np.asarray(settings, dtype=np.int64).reshape(-1, 3))
+    nearest = torch.where(candidates.is_member, _nearest_anchor(metric, candidates), -1)
     result = []
     for image, (dominant, contextual, _) in enumerate(settings):
         members = [(nearest[image] == slot).nonzero()[:, 0].tolist() for slot in range(contextual)]
-        anchors = pool.anchors[image, :contextual].tolist()
+        anchors = candidates.anchors[image, :contextual].tolist()
         contents = [[anchor, *joined] for anchor, joined in zip(anchors, members, strict=True)]
-        result.append((sorted(pool.by_score[image, : dominant - 1].tolist()), contents))
+        result.append((sorted(candidates.by_score[image, : dominant - 1].tolist()), contents))
     return result
 
 
@@ -72,71 +72,84 @@ def _select_and_merge_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_patches = score.shape[1]
     max_dominant, max_anchors = int(settings[:, 0].max(initial=1)) - 1, int(settings[:, 1].max(initial=0))
-    pool = _form_pool(score, settings)
-    place = torch.arange(num_patches, device=score.device).expand_as(pool.by_score)
-    dominant_rows = torch.where(pool.is_dominant, place, num_patches - 1).sort(dim=1).values[:, :max_dominant] + 1
-    contextual = _merge(hidden, metric, pool)
+    candidates = _find_candidates(score, settings)
+    place = torch.arange(num_patches, device=score.device).expand_as(candidates.by_score)
+    dominant_rows = torch.where(candidates.is_dominant, place, num_patches - 1).sort(dim=1).values[:, :max_dominant] + 1
+    contextual = _merge(hidden, metric, candidates)
     tokens = torch.cat([hidden[:, :1], _take(hidden, dominant_rows), contextual], dim=1)
     packed = to_device(_packed_rows(settings, max_dominant, max_anchors), hidden.device, torch.int64)
-    return tokens.flatten(0, 1).index_select(0, packed), pool.by_score
+    return tokens.flatten(0, 1).index_select(0, packed), candidates.by_score
 
 
-class _Pool(NamedTuple):
-    """What becomes of every patch of a batch of images."""
+class _Candidates(NamedTuple):
+    """What stage 1 makes of every patch of a batch of images."""
 
     by_score: torch.Tensor  # [B, N] patches by descending score
     is_dominant: torch.Tensor  # [B, N]
-    is_member: torch.Tensor  # [B, N] whether it joins an anchor
+    is_member: torch.Tensor  # [B, N] whether the patch joins an anchor
     anchors: torch.Tensor  # [B, max_anchors] patches, arbitrary past an image's own
     num_anchors: torch.Tensor  # [B, 1]
 
 
-def _form_pool(score: torch.Tensor, settings: np.ndarray) -> _Pool:
+def _find_candidates(score: torch.Tensor, settings: np.ndarray) -> _Candidates:
+    """Which patches stay, which become anchors and which join one.
+
+    ============== ============================================== ====================================
+    cluster width  candidates, of the patches that do not stay    their order, which anchors are spread over
+    ============== ============================================== ====================================
+    W > 0          the W * contextual highest-scored              by descending score
+    0, unlimited   all                                            by place
+    ============== ============================================== ====================================
+
+    Every ``step``-th candidate is an anchor, until there are ``contextual``; the other candidates are members.
+    """
     num_patches, max_anchors = score.shape[1], int(settings[:, 1].max(initial=0))
     counts = to_device(settings, score.device, torch.int64).unsqueeze(-1)  # [B, 3, 1]
     num_dominant, num_anchors, width = counts[:, 0] - 1, counts[:, 1], counts[:, 2]
+    is_unlimited = width == 0
     num_rest = num_patches - num_dominant
-    pool_size = torch.where(width == 0, num_rest, (width * num_anchors).clamp(min=1).minimum(num_rest))
-    step = (pool_size // num_anchors.clamp(min=1)).clamp(min=1)
+    num_candidates = torch.where(is_unlimited, num_rest, (width * num_anchors).clamp(min=1).minimum(num_rest))
+    step = (num_candidates // num_anchors.clamp(min=1)).clamp(min=1)
 
     by_score = score.argsort(dim=1, descending=True, stable=True)  # [B, N]
-    place = torch.arange(num_patches, device=score.device).expand_as(by_score)
-    rank = torch.empty_like(by_score).scatter_(1, by_score, place)
+    patch = torch.arange(num_patches, device=score.device).expand_as(by_score)
+    rank = torch.empty_like(by_score).scatter_(1, by_score, patch)
     is_dominant = rank < num_dominant
 
-    # A patch's place in the pool's order: by score the rest follows the dominant ones, by place it is counted.
-    in_order = torch.where(width == 0, (~is_dominant).cumsum(dim=1) - 1, rank - num_dominant)
-    in_pool = ~is_dominant & (in_order < pool_size)
-    is_anchor = in_pool & (in_order % step == 0) & (in_order // step < num_anchors)
+    place = torch.where(is_unlimited, (~is_dominant).cumsum(dim=1) - 1, rank - num_dominant)  # among the rest
+    is_candidate = ~is_dominant & (place < num_candidates)
+    is_anchor = is_candidate & (place % step == 0) & (place // step < num_anchors)
+    is_member = is_candidate & ~is_anchor & (num_anchors > 0)
 
-    rest_by_place = is_dominant.long().argsort(dim=1, stable=True)
-    slots = torch.arange(max_anchors, device=rank.device) * step  # [B, max_anchors]
-    by_place = rest_by_place.gather(1, slots.clamp(max=num_patches - 1))
-    by_rank = by_score.gather(1, (slots + num_dominant).clamp(max=num_patches - 1))
-    is_member = in_pool & ~is_anchor & (num_anchors > 0)
-    return _Pool(by_score, is_dominant, is_member, torch.where(width == 0, by_place, by_rank), num_anchors)
+    anchor_places = torch.arange(max_anchors, device=rank.device) * step  # [B, max_anchors]
+    rest_in_order = is_dominant.long().argsort(dim=1, stable=True)
+    unlimited_anchors = rest_in_order.gather(1, anchor_places.clamp(max=num_patches - 1))
+    limited_anchors = by_score.gather(1, (anchor_places + num_dominant).clamp(max=num_patches - 1))
+    anchors = torch.where(is_unlimited, unlimited_anchors, limited_anchors)
+    return _Candidates(by_score, is_dominant, is_member, anchors, num_anchors)
 
 
-def _merge(hidden: torch.Tensor, metric: torch.Tensor, pool: _Pool) -> torch.Tensor:
+def _merge(hidden: torch.Tensor, metric: torch.Tensor, candidates: _Candidates) -> torch.Tensor:
     """``hidden[anchor] + mean(hidden[members])``, ``[B, max_anchors, dim]``."""
-    max_anchors = pool.anchors.shape[1]
+    max_anchors = candidates.anchors.shape[1]
     if max_anchors == 0:
         return hidden[:, :0]
     slots = torch.arange(max_anchors, device=hidden.device)
-    nearest = _nearest_anchor(metric, pool)
-    joins = ((nearest.unsqueeze(1) == slots[:, None]) & pool.is_member.unsqueeze(1)).float()  # [B, max_anchors, N]
+    nearest = _nearest_anchor(metric, candidates)
+    is_nearest = nearest.unsqueeze(1) == slots[:, None]  # [B, max_anchors, N]
+    joins = (is_nearest & candidates.is_member.unsqueeze(1)).float()
     mean = joins @ hidden[:, 1:].float() / joins.sum(dim=-1, keepdim=True).clamp(min=1)
-    return (_take(hidden, pool.anchors + 1).float() + mean).to(hidden.dtype)
+    return (_take(hidden, candidates.anchors + 1).float() + mean).to(hidden.dtype)
 
 
-def _nearest_anchor(metric: torch.Tensor, pool: _Pool) -> torch.Tensor:
+def _nearest_anchor(metric: torch.Tensor, candidates: _Candidates) -> torch.Tensor:
     """The most similar of its image's anchors for every patch, ``[B, N]``; arbitrary where there is none."""
-    if pool.anchors.shape[1] == 0:
-        return torch.zeros_like(pool.by_score)
+    if candidates.anchors.shape[1] == 0:
+        return torch.zeros_like(candidates.by_score)
     unit = torch.nn.functional.normalize(metric[:, 1:].float(), dim=-1)
-    similarity = unit @ _take(unit, pool.anchors).transpose(1, 2)  # [B, N, max_anchors]
-    slots = torch.arange(pool.anchors.shape[1], device=unit.device)
-    return similarity.masked_fill((slots >= pool.num_anchors).unsqueeze(1), -torch.inf).argmax(dim=-1)
+    similarity = unit @ _take(unit, candidates.anchors).transpose(1, 2)  # [B, N, max_anchors]
+    slots = torch.arange(candidates.anchors.shape[1], device=unit.device)
+    return similarity.masked_fill((slots >= candidates.num_anchors).unsqueeze(1), -torch.inf).argmax(dim=-1)
 
 
 def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""``select_and_merge`` in three Triton kernels: rank the patches, assign the pool's members, write the tokens."""
+"""``select_and_merge`` in three Triton kernels: rank the patches, assign candidates to anchors, write the tokens."""
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from duet_kernels.sort_key import sort_key
 RANK_BLOCK, RANK_AGAINST_BLOCK = tl.constexpr(32), tl.constexpr(256)  # patches: 64 comparisons a thread at once
 ASSIGN_BLOCK, ANCHOR_BLOCK = tl.constexpr(32), tl.constexpr(32)  # a float32 dot runs on registers; larger ones spill
 METRIC_BLOCK = tl.constexpr(64)  # CLIP's head_dim: one step
-COUNT_BLOCK, POOL_BLOCK = tl.constexpr(128), tl.constexpr(256)  # patches
+COUNT_BLOCK, CANDIDATE_BLOCK = tl.constexpr(128), tl.constexpr(256)  # patches
 ROW_BLOCK, DIM_BLOCK = tl.constexpr(8), tl.constexpr(1024)  # of `hidden`: 16 KiB of bf16 in flight
 
-PLAN_FIELDS = tl.constexpr(6)  # of an image, as `_plan` lists them
+TABLE_FIELDS = tl.constexpr(6)  # of an image, as `_image_table` lists them
 
 
 @triton.jit
@@ -74,8 +74,8 @@ def _rest_at(rank_ptr, places, num_patches, num_dominant):
 
 
 @triton.jit
-def _pool_at(places, is_real, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant):
-    """The patches at `places` of the pool's order; arbitrary ones where not `is_real`."""
+def _candidate_at(places, is_real, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant):
+    """The patches at `places` of the candidates' order; arbitrary ones where not `is_real`."""
     if by_place:
         patch = _rest_at(rank_ptr, places, num_patches, num_dominant).to(tl.int64)
     else:  # the rest follows the dominant ones
@@ -103,26 +103,26 @@ def _norm(row_ptr, is_row, metric_dim, dim_stride):
 
 @triton.jit
 def _assign_kernel(
-    plan_ptr,  # [B, PLAN_FIELDS]
+    table_ptr,  # [B, TABLE_FIELDS]
     rank_ptr,  # [B, N]
     by_score_ptr,  # [B, N]
     metric_ptr,
-    order_ptr,  # [B, N]: the dominant patches ascending, then the pool in its order
-    nearest_ptr,  # [B, N]: for the pool in its order the anchor that a member joins; -1 for an anchor
+    order_ptr,  # [B, N]: the dominant patches ascending, then the candidates in their order
+    nearest_ptr,  # [B, N]: for each candidate in that order the anchor that it joins; -1 for an anchor
     num_patches,
     metric_dim,
     image_stride,
     row_stride,
     dim_stride,
 ):
-    """One image: the places of a block of patches, and the anchors that a block of the pool joins."""
+    """One image: the places of a block of patches, and the anchors that a block of candidates joins."""
     image = tl.program_id(0).to(tl.int64)
-    plan_ptr += image * PLAN_FIELDS
+    table_ptr += image * TABLE_FIELDS
     rank_ptr += image * num_patches
     by_score_ptr += image * num_patches
     order_ptr += image * num_patches
-    num_dominant, num_anchors = tl.load(plan_ptr).to(tl.int32), tl.load(plan_ptr + 1).to(tl.int32)
-    pool_size = tl.load(plan_ptr + 2).to(tl.int32)
+    num_dominant, num_anchors = tl.load(table_ptr).to(tl.int32), tl.load(table_ptr + 1).to(tl.int32)
+    num_candidates = tl.load(table_ptr + 2).to(tl.int32)
     first = tl.program_id(1) * ASSIGN_BLOCK
 
     patch = first + tl.arange(0, ASSIGN_BLOCK)
@@ -131,29 +131,29 @@ def _assign_kernel(
     dominant_place = num_before + tl.cumsum(is_dominant.to(tl.int32), axis=0) - 1
     tl.store(order_ptr + dominant_place, patch, mask=is_dominant)
 
-    if (num_anchors > 0) & (first < pool_size):
-        step, by_place = tl.load(plan_ptr + 3).to(tl.int32), tl.load(plan_ptr + 4) != 0
+    if (num_anchors > 0) & (first < num_candidates):
+        step, by_place = tl.load(table_ptr + 3).to(tl.int32), tl.load(table_ptr + 4) != 0
         metric_ptr += image * image_stride + row_stride  # past CLS
         place = first + tl.arange(0, ASSIGN_BLOCK)
-        in_pool = place < pool_size
-        member = _pool_at(place, in_pool, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant)
-        tl.store(order_ptr + num_dominant + place, member.to(tl.int32), mask=in_pool)
+        is_candidate = place < num_candidates
+        member = _candidate_at(place, is_candidate, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant)
+        tl.store(order_ptr + num_dominant + place, member.to(tl.int32), mask=is_candidate)
         row_ptr = metric_ptr + member * row_stride
-        norm = _norm(row_ptr, in_pool, metric_dim, dim_stride)
+        norm = _norm(row_ptr, is_candidate, metric_dim, dim_stride)
 
         nearest = tl.zeros([ASSIGN_BLOCK], tl.int32)
         largest = tl.full([ASSIGN_BLOCK], float("-inf"), tl.float32)
         for first_anchor in range(0, num_anchors, ANCHOR_BLOCK):
             anchor = first_anchor + tl.arange(0, ANCHOR_BLOCK)
             is_anchor = anchor < num_anchors
-            anchor_patch = _pool_at(
+            anchor_patch = _candidate_at(
                 anchor * step, is_anchor, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant
             )
             anchor_ptr = metric_ptr + anchor_patch * row_stride
             anchor_norm = _norm(anchor_ptr, is_anchor, metric_dim, dim_stride)
             similarity = tl.zeros([ASSIGN_BLOCK, ANCHOR_BLOCK], tl.float32)
             for start in range(0, metric_dim, METRIC_BLOCK):
-                unit = tl.div_rn(_metric_tile(row_ptr, in_pool, start, metric_dim, dim_stride), norm)
+                unit = tl.div_rn(_metric_tile(row_ptr, is_candidate, start, metric_dim, dim_stride), norm)
                 anchor_tile = _metric_tile(anchor_ptr, is_anchor, start, metric_dim, dim_stride)
                 anchor_unit = tl.trans(tl.div_rn(anchor_tile, anchor_norm))
                 similarity = tl.dot(unit, anchor_unit, similarity, input_precision="ieee")
@@ -162,18 +162,18 @@ def _assign_kernel(
             nearest = tl.where(largest_here > largest, first_anchor + at, nearest)
             largest = tl.maximum(largest, largest_here)
         is_member = (place % step != 0) | (place // step >= num_anchors)
-        tl.store(nearest_ptr + image * num_patches + place, tl.where(is_member, nearest, -1), mask=in_pool)
+        tl.store(nearest_ptr + image * num_patches + place, tl.where(is_member, nearest, -1), mask=is_candidate)
 
 
 @triton.jit
-def _sum_members(hidden_ptr, pool_ptr, nearest_ptr, anchor, pool_size, is_dim, row_stride):
-    """Sum `[DIM_BLOCK]` in float32, and number, of the pool's patches that join `anchor`."""
+def _sum_members(hidden_ptr, candidate_ptr, nearest_ptr, anchor, num_candidates, is_dim, row_stride):
+    """Sum `[DIM_BLOCK]` in float32, and number, of the candidates that join `anchor`."""
     total = tl.zeros(is_dim.shape, tl.float32)
     num_members = 0
-    for start in range(0, pool_size, POOL_BLOCK):
-        place = start + tl.arange(0, POOL_BLOCK)
-        joins = tl.load(nearest_ptr + place, mask=place < pool_size, other=-1) == anchor
-        patch = tl.load(pool_ptr + place, mask=joins, other=0)
+    for start in range(0, num_candidates, CANDIDATE_BLOCK):
+        place = start + tl.arange(0, CANDIDATE_BLOCK)
+        joins = tl.load(nearest_ptr + place, mask=place < num_candidates, other=-1) == anchor
+        patch = tl.load(candidate_ptr + place, mask=joins, other=0)
         turn = tl.cumsum(joins.to(tl.int32), axis=0) - 1
         num_joining = tl.sum(joins.to(tl.int32), axis=0)
         for first_turn in range(0, num_joining, ROW_BLOCK):
@@ -189,7 +189,7 @@ def _sum_members(hidden_ptr, pool_ptr, nearest_ptr, anchor, pool_size, is_dim, r
 
 @triton.jit(do_not_specialize=["num_copied", "num_copy_programs"])
 def _tokens_kernel(
-    plan_ptr,  # [B, PLAN_FIELDS]
+    table_ptr,  # [B, TABLE_FIELDS]
     rows_ptr,  # [rows, 2]: an output row's image and its slot there; the copied rows, then the contextual ones
     order_ptr,  # [B, N]
     nearest_ptr,  # [B, N]
@@ -217,25 +217,25 @@ def _tokens_kernel(
         # CLS is slot 0 and row 0; patch p is row p + 1.
         patches = tl.load(order_ptr + images * num_patches + slots - 1, mask=is_item & (slots > 0), other=-1)
         sources = images * image_stride + (patches + 1).to(tl.int64) * row_stride
-        targets = (tl.load(plan_ptr + images * PLAN_FIELDS + 5, mask=is_item, other=0) + slots) * dim
+        targets = (tl.load(table_ptr + images * TABLE_FIELDS + 5, mask=is_item, other=0) + slots) * dim
         is_real = is_item[:, None] & is_dim[None, :]
         rows = tl.load(hidden_ptr[None, :] + sources[:, None], mask=is_real)
         tl.store(tokens_ptr[None, :] + targets[:, None], rows, mask=is_real)
     else:
         item = num_copied + program - num_copy_programs
         image, slot = tl.load(rows_ptr + 2 * item), tl.load(rows_ptr + 2 * item + 1)
-        plan_ptr += image * PLAN_FIELDS
-        num_dominant, pool_size = tl.load(plan_ptr), tl.load(plan_ptr + 2).to(tl.int32)
+        table_ptr += image * TABLE_FIELDS
+        num_dominant, num_candidates = tl.load(table_ptr), tl.load(table_ptr + 2).to(tl.int32)
         anchor = (slot - 1 - num_dominant).to(tl.int32)
-        pool_ptr = order_ptr + image * num_patches + num_dominant
+        candidate_ptr = order_ptr + image * num_patches + num_dominant
         patch_ptr = hidden_ptr + image * image_stride + row_stride  # past CLS
         total, num_members = _sum_members(
-            patch_ptr, pool_ptr, nearest_ptr + image * num_patches, anchor, pool_size, is_dim, row_stride
+            patch_ptr, candidate_ptr, nearest_ptr + image * num_patches, anchor, num_candidates, is_dim, row_stride
         )
         mean = tl.div_rn(total, tl.maximum(num_members, 1).to(tl.float32))
-        anchor_patch = tl.load(pool_ptr + anchor * tl.load(plan_ptr + 3)).to(tl.int64)
+        anchor_patch = tl.load(candidate_ptr + anchor * tl.load(table_ptr + 3)).to(tl.int64)
         token = tl.load(patch_ptr + anchor_patch * row_stride, mask=is_dim, other=0.0).to(tl.float32) + mean
-        target = (tl.load(plan_ptr + 5) + slot) * dim
+        target = (tl.load(table_ptr + 5) + slot) * dim
         tl.store(tokens_ptr + target, token.to(tokens_ptr.dtype.element_ty), mask=is_dim)
 
 
@@ -250,9 +250,9 @@ def select_and_merge_triton(
     assert metric.shape[:2] == hidden.shape[:2], f"{metric.shape=} {hidden.shape=}"
     dominant, contextual = settings[:, 0], settings[:, 1]
     num_copied, num_contextual = int(dominant.sum()), int(contextual.sum())
-    plan = _plan(settings, num_patches)
+    table = _image_table(settings, num_patches)
     rows = np.concatenate([_slots(np.zeros_like(dominant), dominant), _slots(dominant, contextual)])
-    plan_on_device, rows_on_device = to_device_at_once([plan, rows], hidden.device)
+    table_on_device, rows_on_device = to_device_at_once([table, rows], hidden.device)
 
     by_score = torch.empty(num_images, num_patches, dtype=torch.int64, device=hidden.device)
     rank = torch.empty(num_images, num_patches, dtype=torch.int32, device=hidden.device)
@@ -260,47 +260,59 @@ def select_and_merge_triton(
     tokens = torch.empty(num_copied + num_contextual, dim, dtype=hidden.dtype, device=hidden.device)
 
     _rank_kernel[num_images, triton.cdiv(num_patches, RANK_BLOCK.value)](
-        score, rank, by_score, num_patches, *score.stride(), num_warps=4
+        score_ptr=score,
+        rank_ptr=rank,
+        by_score_ptr=by_score,
+        num_patches=num_patches,
+        image_stride=score.stride(0),
+        patch_stride=score.stride(1),
+        num_warps=4,
     )
     _assign_kernel[num_images, triton.cdiv(num_patches, ASSIGN_BLOCK.value)](
-        plan_on_device,
-        rank,
-        by_score,
-        metric,
-        order,
-        nearest,
-        num_patches,
-        metric.shape[2],
-        *metric.stride(),
+        table_ptr=table_on_device,
+        rank_ptr=rank,
+        by_score_ptr=by_score,
+        metric_ptr=metric,
+        order_ptr=order,
+        nearest_ptr=nearest,
+        num_patches=num_patches,
+        metric_dim=metric.shape[2],
+        image_stride=metric.stride(0),
+        row_stride=metric.stride(1),
+        dim_stride=metric.stride(2),
         num_warps=4,
         num_stages=1,  # most loops make one turn: a pipeline would only hold registers
     )
     num_copy_programs = triton.cdiv(num_copied, ROW_BLOCK.value)
     _tokens_kernel[num_copy_programs + num_contextual, triton.cdiv(dim, DIM_BLOCK.value)](
-        plan_on_device,
-        rows_on_device,
-        order,
-        nearest,
-        hidden,
-        tokens,
-        num_copied,
-        num_copy_programs,
-        num_patches,
-        dim,
-        *hidden.stride(),
+        table_ptr=table_on_device,
+        rows_ptr=rows_on_device,
+        order_ptr=order,
+        nearest_ptr=nearest,
+        hidden_ptr=hidden,
+        tokens_ptr=tokens,
+        num_copied=num_copied,
+        num_copy_programs=num_copy_programs,
+        num_patches=num_patches,
+        dim=dim,
+        image_stride=hidden.stride(0),
+        row_stride=hidden.stride(1),
+        dim_stride=hidden.stride(2),
         num_warps=8,  # 32 elements of a tile a thread, so that 4 programs fit on a multiprocessor
     )
     return tokens, by_score
 
 
-def _plan(settings: np.ndarray, num_patches: int) -> np.ndarray:
-    """``[B, PLAN_FIELDS]``: num_dominant without CLS, num_anchors, pool_size, step, by_place, first output row."""
+def _image_table(settings: np.ndarray, num_patches: int) -> np.ndarray:
+    """``[B, TABLE_FIELDS]``: num_dominant without CLS, num_anchors, num_candidates, step, by_place, first row."""
     num_dominant, num_anchors, width = settings[:, 0] - 1, settings[:, 1], settings[:, 2]
     num_rest = num_patches - num_dominant
-    pool_size = np.where(width == 0, num_rest, np.minimum(np.maximum(width * num_anchors, 1), num_rest))
-    step = np.maximum(pool_size // np.maximum(num_anchors, 1), 1)
+    num_candidates = np.where(width == 0, num_rest, np.minimum(np.maximum(width * num_anchors, 1), num_rest))
+    step = np.maximum(num_candidates // np.maximum(num_anchors, 1), 1)
     num_tokens = settings[:, 0] + num_anchors
-    return np.stack([num_dominant, num_anchors, pool_size, step, width == 0, num_tokens.cumsum() - num_tokens], axis=1)
+    return np.stack(
+        [num_dominant, num_anchors, num_candidates, step, width == 0, num_tokens.cumsum() - num_tokens], axis=1
+    )
 
 
 def _slots(first: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -110,22 +110,22 @@ def _place_rows_triton(
 ) -> None:
     num_groups = len(block_tables.tables)
     assert all(tensor.is_contiguous() for tensor in (seq_lens, dropped, starts)), "contiguous inputs"
-    _place_rows_kernel[(seq_lens.shape[0] + 1, num_groups)](
-        seq_lens,
-        dropped,
-        starts,
-        block_tables.on_device,
-        out.query_start_loc,
-        out.seq_lens,
-        out.positions,
-        out.slot_mapping,
-        num_rows,
-        dropped.stride(0),
-        starts.stride(0),
-        out.query_start_loc.stride(0),
-        out.seq_lens.stride(0),
-        out.positions.stride(0),
-        out.slot_mapping.stride(0),
+    _place_rows_kernel[seq_lens.shape[0] + 1, num_groups](
+        seq_lens_ptr=seq_lens,
+        dropped_ptr=dropped,
+        starts_ptr=starts,
+        groups_ptr=block_tables.on_device,
+        out_starts_ptr=out.query_start_loc,
+        out_seq_lens_ptr=out.seq_lens,
+        out_positions_ptr=out.positions,
+        out_slots_ptr=out.slot_mapping,
+        num_rows=num_rows,
+        dropped_stride=dropped.stride(0),
+        starts_stride=starts.stride(0),
+        out_starts_stride=out.query_start_loc.stride(0),
+        out_seq_lens_stride=out.seq_lens.stride(0),
+        out_positions_stride=out.positions.stride(0),
+        out_slots_stride=out.slot_mapping.stride(0),
         PAD_SLOT=PAD_SLOT,
         BLOCK=256,  # a decoding request has one row, a prefill some hundreds
         num_warps=2,

@@ -111,11 +111,11 @@ def merge_case(settings: Sequence[MergeSettings], dtype: torch.dtype) -> Case:
     num_bytes, num_flops = images * NUM_PATCHES * (4 + 8), 0
     for dominant, contextual, width in settings:
         num_rest = NUM_PATCHES - (dominant - 1)
-        pool = min(max(1, width * contextual), num_rest) if width else num_rest
-        pool = pool if contextual else 0
-        num_bytes += (dominant + pool + dominant + contextual) * TOWER_DIM * dtype.itemsize
-        num_bytes += pool * TOWER_HEAD_DIM * 4
-        num_flops += (pool - contextual) * contextual * 2 * TOWER_HEAD_DIM + pool * TOWER_DIM
+        candidates = min(max(1, width * contextual), num_rest) if width else num_rest
+        candidates = candidates if contextual else 0
+        num_bytes += (dominant + candidates + dominant + contextual) * TOWER_DIM * dtype.itemsize
+        num_bytes += candidates * TOWER_HEAD_DIM * 4
+        num_flops += (candidates - contextual) * contextual * 2 * TOWER_HEAD_DIM + candidates * TOWER_DIM
     sizes = "+".join(map(str, settings[0][:2])) + (" unlimited" if settings[0][2] == 0 else "")
     return Case(
         f"select_and_merge {_short(dtype)} {images} images, {sizes}", build, num_bytes, num_flops, in_graph=False

@@ -24,8 +24,8 @@ class Ask:
     images: Sequence[Image.Image] = ()
     stage1: tuple[int, int, int] | None = None
     keep: Sequence[float] | None = None
-    text: str = "all"
-    guide: Sequence[int] = ()
+    guide: str = "all"
+    salient: Sequence[int] = ()
     max_tokens: int = 12
     trace_id: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -73,9 +73,9 @@ class InProcessEngine:
 
         extra_args: dict[str, Any] = {}
         if ask.keep is not None:
-            extra_args = {"duet_keep": list(ask.keep), "duet_text": ask.text}
-            if ask.text == "salient":
-                extra_args["duet_guide"] = list(ask.guide)
+            extra_args = {"duet_keep": list(ask.keep), "duet_guide": ask.guide}
+            if ask.guide == "salient":
+                extra_args["duet_salient"] = list(ask.salient)
         prompt: dict[str, Any] = {"prompt_token_ids": list(ask.input_ids)}
         if ask.images:
             prompt["multi_modal_data"] = {"image": list(ask.images)}

@@ -46,7 +46,7 @@ def picture_ask(seed: int, **settings) -> Ask:
 
 def mixed_asks() -> list[Ask]:
     compressed = [picture_ask(idx, stage1=(40, 8, 4), keep=keep) for idx, keep in enumerate(KEEPS)]
-    stage2_only = picture_ask(20, keep=[0.5, 0.25], text="last")
+    stage2_only = picture_ask(20, keep=[0.5, 0.25], guide="last")
     stage1_only = picture_ask(21, stage1=(20, 4, 0))
     return [picture_ask(10), *compressed, Ask([1, *text_ids(11, 300)]), stage2_only, stage1_only]
 
@@ -55,7 +55,7 @@ def planned_tokens(ask: Ask) -> list[int]:
     entering = ask.stage1[0] + ask.stage1[1] if ask.stage1 else NUM_PATCHES
     start = list(ask.input_ids).index(IMAGE_TOKEN_ID)
     layout = make_layout(len(ask.input_ids) - 1 + entering, [(start, start + entering)])
-    plan = make_plan(layout, ask.keep or (1.0, 1.0), guiding_rows(layout, ask.text))
+    plan = make_plan(layout, ask.keep or (1.0, 1.0), guiding_rows(layout, ask.guide))
     return [segment.num_tokens for segment in plan.segments]
 
 
@@ -163,9 +163,9 @@ def test_abort_frees_every_group(engine, undisturbed, num_steps):
         {"keep": [0.2, 0.5]},
         {"keep": ["x", 0.0]},
         {"keep": [0.5, float("nan")]},
-        {"keep": [0.5, 0.0], "text": "nobody"},
-        {"keep": [0.5, 0.0], "text": "salient", "guide": [9999]},
-        {"keep": [0.5, 0.0], "text": "salient", "guide": ["x"]},
+        {"keep": [0.5, 0.0], "guide": "nobody"},
+        {"keep": [0.5, 0.0], "guide": "salient", "salient": [9999]},
+        {"keep": [0.5, 0.0], "guide": "salient", "salient": ["x"]},
         {"keep": [0.5, 0.0], "max_tokens": 200},
     ],
     ids=str,

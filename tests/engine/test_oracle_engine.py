@@ -65,7 +65,7 @@ def oracle_tokens(oracle: DuetLlava, ask: Ask) -> list[int]:
         cluster_width=width or None,
         boundaries=BOUNDARIES,
         keep=ask.keep,
-        guiding_rows=ask.text,
+        guiding_rows=ask.guide,
     )
     margins = -result.logits.topk(2).values.diff().squeeze(1)
     is_close = (margins < MIN_MARGIN).nonzero()
@@ -78,6 +78,6 @@ def test_random_settings(engine, oracle):
     num_compared = 0
     for seed, (ask, tokens) in enumerate(zip(asks, served, strict=True)):
         expected = oracle_tokens(oracle, ask)
-        assert tokens[: len(expected)] == expected, (seed, ask.stage1, ask.keep, ask.text)
+        assert tokens[: len(expected)] == expected, (seed, ask.stage1, ask.keep, ask.guide)
         num_compared += len(expected)
     assert num_compared > 0.9 * sum(ask.max_tokens for ask in asks)

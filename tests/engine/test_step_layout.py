@@ -39,18 +39,18 @@ class Request:
     computed: int = 0
     pools: tuple[tuple[int, int], ...] = ()
     keep: tuple[float, ...] | None = None
-    text: str = "all"
-    guide: tuple[int, ...] = ()
+    guide: str = "all"
+    salient: tuple[int, ...] = ()
 
     def plan(self, num_segments: int) -> RequestPlan | None:
-        extra_args = {"duet_keep": self.keep, "duet_text": self.text, "duet_guide": self.guide}
+        extra_args = {"duet_keep": self.keep, "duet_guide": self.guide, "duet_salient": self.salient}
         return decode_plan(extra_args, self.num_prompt, self.pools, num_segments - 1)
 
     def guiding(self) -> list[int]:
         """The prompt's tokens that rank, from the algorithm's words."""
         after = range(self.pools[0][1], self.num_prompt)
         text = [token for token in after if not any(start <= token < end for start, end in self.pools)]
-        chosen = {"all": text, "last": [], "salient": [token for token in self.guide if token in text]}[self.text]
+        chosen = {"all": text, "last": [], "salient": [token for token in self.salient if token in text]}[self.guide]
         return sorted({*chosen, self.num_prompt - 1})
 
 
@@ -251,7 +251,7 @@ def check_step(requests: list[Request], num_segments: int) -> None:
 TWO_POOLS = Request(21, 21, pools=((3, 10), (13, 18)), keep=(0.6, 0.3))
 STEPS = {
     "one prefill that drops": [TWO_POOLS],
-    "guided by the last row": [Request(12, 12, pools=((1, 10),), keep=(0.5, 0.25), text="last")],
+    "guided by the last row": [Request(12, 12, pools=((1, 10),), keep=(0.5, 0.25), guide="last")],
     "guided by salient rows": [Request(21, 21, 0, TWO_POOLS.pools, (0.5, 0.5), "salient", (11, 18))],
     "drops everything": [Request(9, 9, pools=((0, 8),), keep=(0.0, 0.0))],
     "drops everything late": [Request(9, 9, pools=((0, 8),), keep=(0.5, 0.0))],

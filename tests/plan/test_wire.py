@@ -47,11 +47,11 @@ def expected_plan(*guiding: int) -> RequestPlan:
     ("extra_args", "guiding"),
     [
         ({}, (10, 11, 12, 18, 19)),
-        ({"duet_text": "all", "duet_guide": [1]}, (10, 11, 12, 18, 19)),
-        ({"duet_text": "last"}, (19,)),
-        ({"duet_text": "salient", "duet_guide": [18, 0, 11, 11]}, (11, 18, 19)),
-        ({"duet_text": "salient", "duet_guide": []}, (19,)),
-        ({"duet_text": "salient"}, (19,)),
+        ({"duet_guide": "all", "duet_salient": [1]}, (10, 11, 12, 18, 19)),
+        ({"duet_guide": "last"}, (19,)),
+        ({"duet_guide": "salient", "duet_salient": [18, 0, 11, 11]}, (11, 18, 19)),
+        ({"duet_guide": "salient", "duet_salient": []}, (19,)),
+        ({"duet_guide": "salient"}, (19,)),
     ],
     ids=["default", "all", "last", "salient", "no salient word", "salient words left out"],
 )
@@ -63,7 +63,7 @@ def test_plan(extra_args: dict, guiding: tuple[int, ...]):
     ("spans", "extra_args"),
     [
         (SPANS, {}),
-        (SPANS, {"duet_text": "last", "duet_guide": [19]}),
+        (SPANS, {"duet_guide": "last", "duet_salient": [19]}),
         (SPANS, {"duet_keep": [1.0, 1]}),
         ([], {"duet_keep": KEEP}),
     ],
@@ -82,11 +82,11 @@ def test_a_keep_that_rounds_to_every_token_is_no_plan():
 
 
 def test_arguments_are_not_modified():
-    spans, extra_args = list(SPANS), {"duet_keep": [0.5, 0.5], "duet_text": "salient", "duet_guide": [18, 11]}
+    spans, extra_args = list(SPANS), {"duet_keep": [0.5, 0.5], "duet_guide": "salient", "duet_salient": [18, 11]}
     first = decode_plan(extra_args, 20, spans, 2)
 
     assert spans == SPANS
-    assert extra_args == {"duet_keep": [0.5, 0.5], "duet_text": "salient", "duet_guide": [18, 11]}
+    assert extra_args == {"duet_keep": [0.5, 0.5], "duet_guide": "salient", "duet_salient": [18, 11]}
     assert decode_plan(extra_args, 20, tuple(spans[::-1]), 2) == first
 
 
@@ -123,7 +123,7 @@ def test_keeps_that_cannot_be_served(keep: object):
 )
 def test_guiding_rows_that_cannot_be_served(text: object, guide: object, message: str):
     with pytest.raises(SettingsError, match=message):
-        decode_plan({"duet_keep": KEEP, "duet_text": text, "duet_guide": guide}, 20, SPANS, 2)
+        decode_plan({"duet_keep": KEEP, "duet_guide": text, "duet_salient": guide}, 20, SPANS, 2)
 
 
 def test_a_prompt_that_ends_on_an_image_cannot_drop_tokens():
@@ -140,7 +140,7 @@ def test_a_plan_carries_its_trace():
 @pytest.mark.parametrize("case", golden_cases(), ids=str)
 def test_golden_lengths(case: GoldenCase):
     span = case.image_start, case.image_start + case.num_entering
-    extra_args = {"duet_keep": case.keep, "duet_text": "salient", "duet_guide": case.guiding_rows}
+    extra_args = {"duet_keep": case.keep, "duet_guide": "salient", "duet_salient": case.guiding_rows}
     plan = decode_plan(extra_args, case.prefill_len, [span], len(case.boundaries))
     edges = [0, *case.boundaries, len(case.kv_lens_per_layer)]
     held = [case.kv_lens_per_layer[start] for start in edges[:-1]]

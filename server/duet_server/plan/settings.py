@@ -23,8 +23,8 @@ class CompressionSettings:
         dominant: D, the rows kept as they are, CLS included; None when stage 1 is off, so that all N patches and no CLS
             enter the language model.
         contextual: C, the rows made by merging; 0 when stage 1 is off.
-        cluster_width: W, pool members per contextual row; None for no limit: every patch of the rest joins a cluster
-            (VisionZip). None, too, when stage 1 is off.
+        cluster_width: W, patches of a contextual row on average; None for no limit: every patch of the rest joins a
+            cluster (VisionZip). None, too, when stage 1 is off.
         keep: the share of the entering tokens held behind each boundary; in [0, 1], never rising.
         guide: which text rows rank visual tokens in stage 2, one of ``GUIDE_CHOICES``.
         preset: the preset's name, or ``custom``, or ``off``.

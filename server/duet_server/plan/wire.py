@@ -17,8 +17,8 @@ from duet_server.plan.settings import CompressionSettings
 
 STAGE1_KEY = "duet_stage1"  # in mm_processor_kwargs, then a field of every picture: Stage1Counts
 KEEP_KEY = "duet_keep"  # in extra_args: one share for each boundary
-GUIDE_KEY = "duet_text"  # in extra_args: one of GUIDE_CHOICES
-SALIENT_KEY = "duet_guide"  # in extra_args: the prompt rows of salient words, for the guide "salient"
+GUIDE_KEY = "duet_guide"  # in extra_args: one of GUIDE_CHOICES
+SALIENT_KEY = "duet_salient"  # in extra_args: the prompt rows of salient words, for the guide "salient"
 TRACE_KEY = "duet_trace"  # in both, and a field of every picture: the id that the engine notes its choices under
 MAX_TRACE_ID = (1 << 63) - 1
 

@@ -44,7 +44,7 @@ def test_aggressive_fills_both_stages(chat, server):
     (span,) = call.spans
     assert span[1] - span[0] == 102
     assert engine_keys(call)["duet_keep"] == [0.5, 0.0]
-    assert engine_keys(call)["duet_text"] == "salient"
+    assert engine_keys(call)["duet_guide"] == "salient"
     assert [segment.num_visual_tokens for segment in call.plan.segments] == [102, 51, 0]
     assert call.prompt["mm_kwargs"]["image"][0]["duet_stage1"].data.tolist() == [72, 30, 4]
 
@@ -53,10 +53,10 @@ def test_guide_are_the_rows_of_the_users_salient_words(chat, server):
     chat(compression="aggressive")
     call = server.last_call
     tokenizer = server.engine.renderer.get_tokenizer()
-    guided = [tokenizer.decode([call.prompt["prompt_token_ids"][row]]) for row in engine_keys(call)["duet_guide"]]
+    guided = [tokenizer.decode([call.prompt["prompt_token_ids"][row]]) for row in engine_keys(call)["duet_salient"]]
     assert "".join(guided) == "Whatcolorcircle?"
     layout = make_layout(len(call.prompt["prompt_token_ids"]), call.spans)
-    assert call.plan.guiding_rows == guiding_rows(layout, "salient", engine_keys(call)["duet_guide"])
+    assert call.plan.guiding_rows == guiding_rows(layout, "salient", engine_keys(call)["duet_salient"])
 
 
 @pytest.mark.parametrize("key", ["guide", "text"], ids=["by its name", "by its old name"])
@@ -64,7 +64,7 @@ def test_guide_are_the_rows_of_the_users_salient_words(chat, server):
 def test_other_guides_need_no_rows(chat, server, guide, key):
     usage = chat(compression={"preset": "light", key: guide}).json()["usage"]["compression"]
     assert usage["settings"]["guide"] == guide
-    assert engine_keys(server.last_call) == {"duet_keep": [0.5, 0.0], "duet_text": guide}
+    assert engine_keys(server.last_call) == {"duet_keep": [0.5, 0.0], "duet_guide": guide}
 
 
 def test_stage1_alone_sets_no_keep(chat, server):
@@ -271,8 +271,8 @@ def test_images_of_a_refused_request_are_sent_again(chat, server, fields):
         ("/v1/chat/completions", {"messages": [QUESTION], "mm_processor_kwargs": {"duet_stage1": [1, 2, 3]}}),
         ("/v1/chat/completions/batch", {"messages": [[QUESTION]], "mm_processor_kwargs": {"duet_stage1": [1, 2, 3]}}),
         ("/v1/completions", {"prompt": "a", "vllm_xargs": {"duet_keep": [1.0]}}),
-        ("/v1/responses", {"input": "a", "vllm_xargs": {"duet_guide": [1]}}),
-        ("/v1/messages", {"messages": [], "max_tokens": 1, "vllm_xargs": {"duet_text": "all"}}),
+        ("/v1/responses", {"input": "a", "vllm_xargs": {"duet_salient": [1]}}),
+        ("/v1/messages", {"messages": [], "max_tokens": 1, "vllm_xargs": {"duet_guide": "all"}}),
         ("/invocations", {"messages": [QUESTION], "vllm_xargs": {"duet_keep": [1.0]}}),
     ],
 )

@@ -36,8 +36,8 @@ def test_compression_is_that_of_chat_completions(respond, chat, server, setting)
     assert usage["compression"]["settings"] == compression["settings"]
     assert usage["compression"]["reduction"] == compression["reduction"]
     # vLLM begins this route's prompts with one more token
-    shifted = [row - 1 for row in engine_keys(by_response).get("duet_guide", [])]
-    assert shifted == engine_keys(server.last_call).get("duet_guide", [])
+    shifted = [row - 1 for row in engine_keys(by_response).get("duet_salient", [])]
+    assert shifted == engine_keys(server.last_call).get("duet_salient", [])
     assert by_response.prompt["mm_hashes"] == server.last_call.prompt["mm_hashes"]
 
 

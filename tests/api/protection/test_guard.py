@@ -83,8 +83,8 @@ def test_no_json_route_is_missing_above(everything):
 @pytest.mark.parametrize(
     "body",
     [
-        {"sampling_params": {"extra_args": {"duet_guide": [1]}}},
-        {"requests": [{"messages": []}, {"vllm_xargs": {"duet_text": "all"}}]},
+        {"sampling_params": {"extra_args": {"duet_salient": [1]}}},
+        {"requests": [{"messages": []}, {"vllm_xargs": {"duet_guide": "all"}}]},
         {"mm_processor_kwargs": {"images_kwargs": {"duet_stage1": [1, 1, 0]}}},
         {"mm_processor_kwargs": {"images_kwargs": [{"duet_trace": 1}]}},
         {"prompt": [{"multi_modal_data": {}, "mm_processor_kwargs": {"duet_stage1": []}}]},
