@@ -33,7 +33,7 @@ class BenchmarkModel:
 # 1/80 of the larger one's FLOPs. The tower takes 4.6 % of the prefill's, next to 4.2 % there with as many text tokens.
 SMALL = BenchmarkModel(
     vision={
-        **random_llava.VISION,
+        **random_llava.TOWER_SIZES,
         "hidden_size": 256,
         "intermediate_size": 1024,
         "num_hidden_layers": 5,  # of which LLaVA runs all but the last
@@ -42,7 +42,7 @@ SMALL = BenchmarkModel(
     },
     # 78M parameters.
     text={
-        **random_llava.TEXT,
+        **random_llava.DECODER_SIZES,
         "hidden_size": 768,
         "intermediate_size": 1792,
         "num_hidden_layers": 12,
@@ -53,7 +53,7 @@ SMALL = BenchmarkModel(
 )
 LLAVA_7B = BenchmarkModel(
     vision={
-        **random_llava.VISION,
+        **random_llava.TOWER_SIZES,
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 24,
@@ -61,7 +61,7 @@ LLAVA_7B = BenchmarkModel(
         "projection_dim": 768,
     },
     text={
-        **random_llava.TEXT,
+        **random_llava.DECODER_SIZES,
         "hidden_size": 4096,
         "intermediate_size": 11008,
         "num_hidden_layers": 32,

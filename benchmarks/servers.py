@@ -37,14 +37,14 @@ class ServerFlags:
     num_api_servers: int
     more: Sequence[str] = ()
 
-    def as_words(self) -> list[str]:
-        words = ["--served-model-name", MODEL_NAME, "--load-format", "dummy", "--dtype", self.dtype]
-        words += ["--max-model-len", "2048", "--max-num-batched-tokens", str(self.max_num_batched_tokens)]
-        words += ["--max-num-seqs", str(MAX_NUM_SEQS), "--api-server-count", str(self.num_api_servers)]
-        words += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes), "--block-size", str(self.block_size)]
+    def as_argv(self) -> list[str]:
+        argv = ["--served-model-name", MODEL_NAME, "--load-format", "dummy", "--dtype", self.dtype]
+        argv += ["--max-model-len", "2048", "--max-num-batched-tokens", str(self.max_num_batched_tokens)]
+        argv += ["--max-num-seqs", str(MAX_NUM_SEQS), "--api-server-count", str(self.num_api_servers)]
+        argv += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes), "--block-size", str(self.block_size)]
         # Every picture is new to the server, as its first one is.
-        words += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 1}']
-        return [*words, *(["--enforce-eager"] if self.enforce_eager else []), *self.more]
+        argv += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 1}']
+        return [*argv, *(["--enforce-eager"] if self.enforce_eager else []), *self.more]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,8 @@ def running_process(command: Sequence[str], log: Path, **environment: str) -> It
 def _command(kind: ServerKind, flags: ServerFlags) -> list[str]:
     model = str(flags.checkpoint)
     if kind == "stock":
-        return [sys.executable, "-m", "benchmarks.serving.stock_server", model, *flags.as_words()]
-    return [sys.executable, "-m", "duet_server.cli", "serve", model, *flags.as_words()]
+        return [sys.executable, "-m", "benchmarks.serving.stock_server", model, *flags.as_argv()]
+    return [sys.executable, "-m", "duet_server.cli", "serve", model, *flags.as_argv()]
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:

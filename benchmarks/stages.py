@@ -152,7 +152,7 @@ def _prefill(
 def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generator) -> dict[str, Any]:
     from PIL import Image
 
-    size = random_llava.VISION["image_size"]
+    size = random_llava.TOWER_SIZES["image_size"]
     text = [int(token) for token in rng.integers(40, 200, num_text)]
     return {
         "prompt_token_ids": [*text[:8], IMAGE_TOKEN_ID, *text[8:]],

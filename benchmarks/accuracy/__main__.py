@@ -15,9 +15,9 @@ ABOUT = """\
   report      the table and the plot of a result once more"""
 
 
-def main(words: Sequence[str]) -> None:
-    if words and words[0] in FAMILIES:
-        importlib.import_module(f"benchmarks.accuracy.{FAMILIES[words[0]]}").main(words[1:])
+def main(argv: Sequence[str]) -> None:
+    if argv and argv[0] in FAMILIES:
+        importlib.import_module(f"benchmarks.accuracy.{FAMILIES[argv[0]]}").main(argv[1:])
         return
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy",
@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("family", choices=FAMILIES)
-    parser.parse_args(words)
+    parser.parse_args(argv)
 
 
 if __name__ == "__main__":

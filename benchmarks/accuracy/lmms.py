@@ -92,7 +92,7 @@ def evaluate(
     }
 
 
-def parse_args(words: Sequence[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = check_cli.parser("python -m benchmarks.accuracy lmms-eval", "accuracy-lmms-eval", __doc__)
     tasks = [benchmark.task for benchmark in BENCHMARKS]
     parser.add_argument("--base-url", default="http://localhost:8000/v1", help="(%(default)s)")
@@ -103,7 +103,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="(%(default)s)")
     parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (%(default)s)")
     parser.add_argument("--limit", type=int, help="questions of each task, the first ones; MME goes by pairs (all)")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     args.output = args.output or default_output("accuracy-lmms-eval")
     return args
 
@@ -112,8 +112,8 @@ def _compression(word: str) -> str | dict[str, Any]:
     return json.loads(word) if word.startswith("{") else word
 
 
-def main(words: Sequence[str]) -> None:
-    args = parse_args(words)
+def main(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
     try:
         import lmms_eval  # noqa: F401
     except ImportError as error:

@@ -66,13 +66,13 @@ def compared(questions: Sequence[Question], visits: Sequence[Visit]) -> Visit:
     methods = [(point["method"], point["share"]) for point in found]
     off = methods.index((OFF, 1.0))
     whole = found[off]["accuracy"]["mean"]
-    for point, own in zip(found, scores, strict=True):
+    for point, point_scores in zip(found, scores, strict=True):
         kept = point["accuracy"]["mean"] / whole if whole else None
         point |= {"kept": kept, "kept_error": None, "lead": None}
         if kept is not None:
-            point["kept_error"] = accuracy(questions, minus(own, scores[off], kept))["standard_error"] / whole
+            point["kept_error"] = accuracy(questions, minus(point_scores, scores[off], kept))["standard_error"] / whole
         if (duet := (DUET, point["share"])) in methods:
-            point["lead"] = accuracy(questions, minus(own, scores[methods.index(duet)]))
+            point["lead"] = accuracy(questions, minus(point_scores, scores[methods.index(duet)]))
     left_out = [line for visit in visits for line in visit["left_out"]]
     return {**visits[0], "points": found, "left_out": left_out}
 
@@ -104,9 +104,9 @@ def _command(args: argparse.Namespace, checkpoint: str) -> list[str]:
 
     num_layers = AutoConfig.from_pretrained(checkpoint).get_text_config().num_hidden_layers
     boundaries = ",".join(map(str, args.boundaries or boundaries_for(num_layers)))
-    words = [sys.executable, "-m", "duet_server.cli", "serve", checkpoint, "--duet-boundaries", boundaries]
+    argv = [sys.executable, "-m", "duet_server.cli", "serve", checkpoint, "--duet-boundaries", boundaries]
     eager = [] if args.compile else ["--enforce-eager"]
-    return [*words, *FLAGS, *SIZES, *eager, *args.server_args]
+    return [*argv, *FLAGS, *SIZES, *eager, *args.server_args]
 
 
 def _check_selection(selection: str, log: Path, start: int) -> None:

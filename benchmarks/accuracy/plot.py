@@ -60,10 +60,10 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
 
 def curve(points: Sequence[Point], method: str) -> list[Point]:
     """A method's points by rising cost, the last one uncompressed and of the same server."""
-    own = [point for point in points if point["method"] == method]
-    servers = {point["selection"] for point in own}
+    compressed = [point for point in points if point["method"] == method]
+    servers = {point["selection"] for point in compressed}
     off = [point for point in points if point["method"] == OFF and point["selection"] in servers]
-    return sorted(own + off, key=lambda point: point["layer_average"])
+    return sorted(compressed + off, key=lambda point: point["layer_average"])
 
 
 def _draw_over_tokens(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:

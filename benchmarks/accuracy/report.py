@@ -31,8 +31,8 @@ def _about(result: Mapping[str, Any]) -> str:
     return "\n".join([where, *(f"\n**Failed**: {failure}" for failure in result["failures"])])
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy report", description=__doc__)
     parser.add_argument("result", type=Path, nargs="+", help="JSON files of the other families")
-    for path in parser.parse_args(words).result:
+    for path in parser.parse_args(argv).result:
         write(path)

@@ -72,7 +72,7 @@ def over_budget(visit: Visit) -> list[str]:
     ]
 
 
-def parse_args(words: Sequence[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = check_cli.parser("python -m benchmarks.accuracy synthetic", "accuracy", __doc__)
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
@@ -97,7 +97,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     optional = argparse.BooleanOptionalAction
     parser.add_argument("--compile", action=optional, default=False, help="let the servers compile (%(default)s)")
     parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for the servers, as one word")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     args.output = args.output or default_output("accuracy")
     return args
 
@@ -114,8 +114,8 @@ def _share(word: str) -> float:
     return share
 
 
-def main(words: Sequence[str]) -> None:
-    args = parse_args(words)
+def main(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
     plot.figure_class()  # what is missing is said before anything is measured
     try:
         check_cli.run("accuracy", args, check)

@@ -20,12 +20,12 @@ from benchmarks.environment import environment
 from benchmarks.result_files import keep
 
 
-def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--compile-only", action="store_true", help="compile ahead of time, measure nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
     parser.add_argument("--output", type=Path, help="JSON file to keep the result in")
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
 def main() -> None:

@@ -170,9 +170,9 @@ def gather_case(requests: int, num_visual: int, dtype: torch.dtype) -> Case:
 
     def build(device: torch.device) -> Callable[[], object]:
         hidden, residual = torch.randn(2, requests * num_before, HIDDEN_DIM, dtype=dtype, device=device)
-        own = np.linspace(0, num_before - 1, num_after).astype(np.int64)
+        kept = np.linspace(0, num_before - 1, num_after).astype(np.int64)
         starts = np.arange(requests)[:, None] * num_before
-        rows, places = _indices(device, requests, starts + own, np.arange(requests * num_before))
+        rows, places = _indices(device, requests, starts + kept, np.arange(requests * num_before))
         return lambda: gather_rows(rows.view(-1), hidden, residual, places)
 
     return Case(

@@ -13,7 +13,7 @@ import psutil
 
 from benchmarks.servers import running_process
 from duet_server.demo import DEMO_MARK
-from duet_training.random_llava import TEXT, VISION, write_llava
+from duet_training.random_llava import DECODER_SIZES, TOWER_SIZES, write_llava
 
 MODEL = "random-llava"
 FLAGS = ("--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", "134217728")
@@ -38,7 +38,7 @@ def write_random(folder: Path) -> Path:
     """Its checkpoint, in ``folder``: 576 patches, 8 layers, marked as the demo model is."""
     checkpoint = folder / MODEL
     checkpoint.mkdir(exist_ok=True)
-    return write_llava(checkpoint, VISION, TEXT, config={DEMO_MARK: True})
+    return write_llava(checkpoint, TOWER_SIZES, DECODER_SIZES, config={DEMO_MARK: True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +71,5 @@ def _lives(process: psutil.Process) -> bool:
 
 def _port(process: psutil.Process) -> str | None:
     """What follows ``--port`` on a process's command line."""
-    words = process.cmdline()
-    return words[words.index("--port") + 1] if "--port" in words[:-1] else None
+    argv = process.cmdline()
+    return argv[argv.index("--port") + 1] if "--port" in argv[:-1] else None

@@ -31,8 +31,8 @@ from benchmarks import check_cli
 from benchmarks.result_files import table
 from benchmarks.robustness.small_server import ServerProcesses, small_server
 from benchmarks.robustness.soak_requests import (
-    MANNERS,
-    Manner,
+    BEHAVIORS,
+    Behavior,
     SoakRequest,
     ask_alone,
     make_bodies,
@@ -99,27 +99,29 @@ async def _client(
 ) -> None:
     rng = random.Random(seed)
     while time.monotonic() < deadline:
-        (manner,) = rng.choices(list(MANNERS), list(MANNERS.values()))
+        (behavior,) = rng.choices(list(BEHAVIORS), list(BEHAVIORS.values()))
         request = rng.choice(requests)
-        record.asked[manner] += 1
+        record.asked[behavior] += 1
         try:
-            fault = await _ask(session, request, manner, rng)
+            fault = await _ask(session, request, behavior, rng)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             fault = f"lost: {type(error).__name__} {error}"
         if fault:
-            record.faults.append(f"{manner}: {fault}; {request.body[-300:]!r}")
+            record.faults.append(f"{behavior}: {fault}; {request.body[-300:]!r}")
 
 
-async def _ask(session: aiohttp.ClientSession, request: SoakRequest, manner: Manner, rng: random.Random) -> str | None:
-    """Ask in this manner; says what is wrong with the answer, or with what came of it."""
-    if manner == "whole":
+async def _ask(
+    session: aiohttp.ClientSession, request: SoakRequest, behavior: Behavior, rng: random.Random
+) -> str | None:
+    """Ask in this behavior; says what is wrong with the answer, or with what came of it."""
+    if behavior == "whole":
         return _differs(await whole_answer(session, request), request)
-    if manner == "gone before the answer":
+    if behavior == "gone before the answer":
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(rng.uniform(0, 0.3)):
                 return _differs(await whole_answer(session, request), request)
         return None
-    most = rng.randrange(len(request.token_ids)) if manner == "gone amid the answer" else len(request.token_ids) + 1
+    most = rng.randrange(len(request.token_ids)) if behavior == "gone amid the answer" else len(request.token_ids) + 1
     tokens: list[int] = []
     async with contextlib.aclosing(streamed_answer(session, request)) as events:
         async for new in events:
@@ -173,7 +175,7 @@ def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str
         sizes = {"clients": args.clients, "minutes": args.minutes, "num_requests": args.requests, "seed": args.seed}
         figures, failures = asyncio.run(soak(url, **sizes))
     memory, slope = figures["memory_bytes"], figures["slope_of_the_last_half"]
-    rows: list[list[object]] = [[manner, count] for manner, count in figures["asked"].items()]
+    rows: list[list[object]] = [[behavior, count] for behavior, count in figures["asked"].items()]
     print(table(["asked", ""], [*rows, ["all", sum(figures["asked"].values())]]))
     print(
         f"in {figures['seconds']:.0f} s, of {figures['requests']} requests ({figures['left_out']} near ties left out)"

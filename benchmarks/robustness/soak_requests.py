@@ -29,8 +29,8 @@ SETTINGS: tuple[Any, ...] = (
     {"keep": [0.5, 0.0]},
 )
 QUESTIONS = ("What color is the circle?", "Describe it.", "How many animals are there, and where do they stand?")
-Manner = Literal["whole", "stream", "gone before the answer", "gone amid the answer"]
-MANNERS: dict[Manner, float] = {
+Behavior = Literal["whole", "stream", "gone before the answer", "gone amid the answer"]
+BEHAVIORS: dict[Behavior, float] = {
     "whole": 0.4, "stream": 0.4, "gone before the answer": 0.1, "gone amid the answer": 0.1,
 }  # fmt: skip
 

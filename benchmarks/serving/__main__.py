@@ -120,7 +120,7 @@ class Benchmark:
             "environment": self.environment,
             "settings": settings
             | {"text_tokens": NUM_TEXT, "output_tokens": self.profile.num_output}
-            | {"model_shape": asdict(self.shape), "flags": self.flags(self.ample_kv_bytes).as_words()},
+            | {"model_shape": asdict(self.shape), "flags": self.flags(self.ample_kv_bytes).as_argv()},
             "modes": modes,
             "load": load,
             "passes": {kind: [asdict(visit) for visit in visits] for kind, visits in self.visits.items()},
@@ -230,7 +230,7 @@ def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def parse_args(words: Sequence[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, with the defaults that ``--gpu`` and ``--quick`` make of it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__, allow_abbrev=False)
     optional = argparse.BooleanOptionalAction
@@ -260,11 +260,11 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of a few requests, to see that it runs")
     parser.add_argument("--output", type=Path, help=f"JSON file ({RESULTS.name}/serving-<time>.json of this checkout)")
     parser.add_argument("--log", type=Path, help="keep what the servers print in this file")
-    profile = GPU if "--gpu" in words else CPU
+    profile = GPU if "--gpu" in argv else CPU
     parser.set_defaults(profile=profile, **profile.defaults)
-    if "--quick" in words:
+    if "--quick" in argv:
         parser.set_defaults(concurrency=[4], rounds=1, waves=1, min_prompts=4)
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     if args.prewarm and args.model_dir is None:
         parser.error("--prewarm is of use to a later run with the same --model-dir: name one")
     if args.output is None:

@@ -31,50 +31,50 @@ SHUTDOWN_TIMEOUT_S = 30  # vLLM's own default gives requests in flight no time a
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the ``duet-server`` command."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     commands = {"serve": serve, "run-batch": run_batch}
-    if words and words[0] in commands:
-        commands[words[0]](words)
+    if argv and argv[0] in commands:
+        commands[argv[0]](argv)
         return
     parser = _command_parser()
-    parser.parse_args(words)
+    parser.parse_args(argv)
     parser.print_help()
 
 
-def serve(words: Sequence[str]) -> None:
-    """Serve until stopped. ``words`` are the command line, ``serve`` first."""
+def serve(argv: Sequence[str]) -> None:
+    """Serve until stopped. ``argv`` is the command line, ``serve`` first."""
     _set_up_environment()
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    args = parse_serve_args(words)
+    args = parse_serve_args(argv)
     ServeSubcommand().validate(args)
     ServeSubcommand.cmd(args)
     if failure := getattr(args, "duet_failure", None):
         sys.exit(f"duet-server: {failure}")
 
 
-def run_batch(words: Sequence[str]) -> None:
-    """Answer the requests of a file. ``words`` are the command line, ``run-batch`` first."""
-    files, serve_words = _batch_parser().parse_known_args(words[1:])
+def run_batch(argv: Sequence[str]) -> None:
+    """Answer the requests of a file. ``argv`` is the command line, ``run-batch`` first."""
+    files, serve_argv = _batch_parser().parse_known_args(argv[1:])
     _set_up_environment()
     from duet_server.api.generation import batch_file
 
-    args = parse_serve_args(["serve", *serve_words])
+    args = parse_serve_args(["serve", *serve_argv])
     args.model = args.model_tag or args.model
     batch_file.run_batch(Namespace(**vars(args), **vars(files)))
 
 
-def parse_serve_args(words: Sequence[str]) -> Namespace:
-    """vLLM's arguments for ``words``, with what DUET's flags, the demo model and a CPU make of them."""
+def parse_serve_args(argv: Sequence[str]) -> Namespace:
+    """vLLM's arguments for ``argv``, with what DUET's flags, the demo model and a CPU make of them."""
     from vllm.platforms import current_platform
 
     from duet_server.logs import set_up_logging
 
-    filled_in = with_model(words)
+    filled_in = with_model(argv)
     args = serve_parser().parse_args(filled_in)
     set_up_logging(args)  # first of all, or what is said below goes nowhere
     _warn_of_unknown_variables()
-    _pick_model(args, named=filled_in == list(words), on_cpu=current_platform.is_cpu())
+    _pick_model(args, named=filled_in == list(argv), on_cpu=current_platform.is_cpu())
     if args.duet_boundaries is not None:
         duet = {**args.additional_config.get("duet", {}), "boundaries": args.duet_boundaries}
         args.additional_config = {**args.additional_config, "duet": duet}
@@ -100,17 +100,17 @@ def serve_parser() -> Any:
     return parser
 
 
-def with_model(words: Sequence[str]) -> list[str]:
+def with_model(argv: Sequence[str]) -> list[str]:
     """The command line with the demo model as MODEL where it names none.
 
     vLLM wants MODEL right behind ``serve``, and its parser refuses a ``--config`` file that does not name one either.
     """
     from duet_server.demo import DEMO_NAME
 
-    named = len(words) > 1 and not words[1].startswith("-")
-    if named or any(word == "--model" or word.startswith("--model=") for word in words):
-        return list(words)
-    return [words[0], DEMO_NAME, *words[1:]]
+    named = len(argv) > 1 and not argv[1].startswith("-")
+    if named or any(word == "--model" or word.startswith("--model=") for word in argv):
+        return list(argv)
+    return [argv[0], DEMO_NAME, *argv[1:]]
 
 
 def plugins_to_load(allowed: str | None, installed: Iterable[str]) -> str:

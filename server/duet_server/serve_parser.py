@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml  # type: ignore[import-untyped]
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-OWN = "duet-"
+DUET_PREFIX = "duet-"
 # What Kubernetes tells a container of a service whose name begins with "duet".
 _OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP)\w*)$")
 
@@ -26,7 +26,8 @@ class ServeParser(FlexibleArgumentParser):
     """
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
-        pieces = (word.split("=", 1) if word.startswith("--config=") else [word] for word in args)  # as vLLM reads it
+        # vLLM reads --config=FILE in two pieces.
+        pieces = (word.split("=", 1) if word.startswith("--config=") else [word] for word in args)
         return super().parse_args([piece for word in pieces for piece in word], namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -36,11 +37,11 @@ class ServeParser(FlexibleArgumentParser):
     def load_config_file(self, file_path: str) -> list[str]:
         """The command line that a file stands for."""
         settings = {str(key).replace("_", "-"): value for key, value in self._read(file_path).items()}
-        own = {key: settings.pop(key) for key in list(settings) if key.startswith(OWN)}
+        duet_settings = {key: settings.pop(key) for key in list(settings) if key.startswith(DUET_PREFIX)}
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as rest:
             yaml.safe_dump(settings, rest)
-            words: list[str] = super().load_config_file(rest.name)
-        return [*words, *(word for key, value in own.items() for word in (f"--{key}", as_text(value)))]
+            argv: list[str] = super().load_config_file(rest.name)
+        return [*argv, *(word for key, value in duet_settings.items() for word in (f"--{key}", as_text(value)))]
 
     def _read(self, file_path: str) -> dict[str, Any]:
         try:

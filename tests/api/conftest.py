@@ -6,13 +6,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from duet_server.demo import DEMO_MARK
-from duet_training.random_llava import TEXT, VISION, write_llava
+from duet_training.random_llava import DECODER_SIZES, TOWER_SIZES, write_llava
 from tests.api.stand_in import QUESTION, StandInServer, stand_in_server
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    return write_llava(tmp_path_factory.mktemp("random"), VISION, TEXT, config={DEMO_MARK: True})
+    return write_llava(tmp_path_factory.mktemp("random"), TOWER_SIZES, DECODER_SIZES, config={DEMO_MARK: True})
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from transformers import LlavaConfig
 import duet_training
 from duet_server.plan import default_boundaries, llava_shape, resolve_settings
 from duet_training.arguments import ConfigError, read_arguments
-from duet_training.demo.model import TEXT, VISION
+from duet_training.demo.model import DECODER_SIZES, TOWER_SIZES
 
 CONFIGS = sorted((Path(duet_training.__file__).parent / "configs").glob("*.yaml"))
 PATHS = ("model=M", "data=D", "images=I", "output_dir=O", "use_cpu=true")
@@ -49,7 +49,7 @@ def test_one_setting_of_several_each_batch(tmp_path):
 def test_our_own_configurations_are_read(config: Path):
     duet, training = read_arguments(config, [*PATHS, "use_cpu=true"])
     written = yaml.safe_load(config.read_text())
-    sizes = {"vision_config": VISION, "text_config": TEXT} if config.stem.startswith("demo") else {}
+    sizes = {"vision_config": TOWER_SIZES, "text_config": DECODER_SIZES} if config.stem.startswith("demo") else {}
     llava = LlavaConfig(**sizes)
     shape = llava_shape(llava, default_boundaries(llava.text_config.num_hidden_layers))
     assert [resolve_settings(request, shape).layer_average(shape) for request in duet.compressions]
@@ -63,20 +63,20 @@ def test_our_own_configurations_are_read(config: Path):
         ("learning_rat: 1", "no key 'learning_rat'; did you mean learning_rate?"),
         ("xyzzy: 1", "no key 'xyzzy', of DUET or"),
         ("save_strategy: sometimes", "transformers refuses .*sometimes"),
-        ("train: [encoder]", "train is 'encoder'; expected one of tower, projector, language_model"),
-        ("train: projector", "train is 'projector'; expected a list"),
+        ("train: [encoder]", "train is 'encoder', expected one of tower, projector, language_model"),
+        ("train: projector", "train is 'projector', expected a list"),
         ("train: [projector]\nlora: {r: 8}", "train must list language_model"),
         ("train: [tower, language_model]\nlora: {r: 8}", "and no tower"),
-        ("lora: off", "lora is 'off'; expected arguments of PEFT"),
-        ("resume: no", "resume is 'no'; expected true or false"),
+        ("lora: off", "lora is 'off', expected arguments of PEFT"),
+        ("resume: no", "resume is 'no', expected true or false"),
         ("gradient_checkpointing: off", "gradient_checkpointing is 'off'"),
         ("compression: []", "compression is an empty list"),
         ("max_length: 2k", "max_length is '2k'"),
-        ("on_bad_data: ignore", "on_bad_data is 'ignore'; expected one of refuse, skip"),
+        ("on_bad_data: ignore", "on_bad_data is 'ignore', expected one of refuse, skip"),
         ("attention: eager", "attention is 'eager'"),
-        ("dtype: float16", "dtype is 'float16'; expected one of float32, bfloat16"),
+        ("dtype: float16", "dtype is 'float16', expected one of float32, bfloat16"),
         ("lora: {r: 8}\ndtype: bfloat16", "needs bf16: true"),
-        ("label_smoothing_factor: 0.1", "label_smoothing_factor is 0.1; expected 0"),
+        ("label_smoothing_factor: 0.1", "label_smoothing_factor is 0.1, expected 0"),
         ("resume_from_checkpoint: last", "resume goes on from the last checkpoint"),
         ("save_only_model: true", "expected resume: false"),
         ("model: ''", "does not say model"),
@@ -93,5 +93,5 @@ def test_mistakes_are_named(tmp_path, text: str, message: str):
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ConfigError, match="there is no configuration"):
         read_arguments(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="'seed' is no override; expected key=value"):
+    with pytest.raises(ConfigError, match="'seed' is no override, expected key=value"):
         read_arguments(write(tmp_path, "seed: 1"), ["seed"])

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
-from duet_training.random_llava import TEXT, VISION, write_llava
+from duet_training.random_llava import DECODER_SIZES, TOWER_SIZES, write_llava
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_llava(tmp_path_factory.mktemp("random"), VISION, TEXT, config={"mark": True})
+    return write_llava(tmp_path_factory.mktemp("random"), TOWER_SIZES, DECODER_SIZES, config={"mark": True})
 
 
 def test_it_is_a_small_llava(checkpoint):
@@ -49,5 +49,5 @@ def test_answers_are_printable(checkpoint):
 
 
 def test_it_is_always_the_same(checkpoint, tmp_path):
-    again = write_llava(tmp_path, VISION, TEXT)
+    again = write_llava(tmp_path, TOWER_SIZES, DECODER_SIZES)
     assert (again / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()

@@ -61,17 +61,17 @@ class DuetArguments:
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("attention", self.attention, ATTENTIONS)
         if isinstance(self.train, str) or not self.train:
-            raise ConfigError(f"train is {self.train!r}; expected a list of {', '.join(PARTS)}")
+            raise ConfigError(f"train is {self.train!r}, expected a list of {', '.join(PARTS)}")
         for part in self.train:
             _check_choice("train", part, PARTS)
         if self.lora is not None and not isinstance(self.lora, Mapping):
-            raise ConfigError(f"lora is {self.lora!r}; expected arguments of PEFT's LoraConfig, such as {{r: 64}}")
+            raise ConfigError(f"lora is {self.lora!r}, expected arguments of PEFT's LoraConfig, such as {{r: 64}}")
         if self.lora is not None and ("language_model" not in self.train or "tower" in self.train):
             raise ConfigError("lora adapts the language model alone, so train must list language_model and no tower")
         if not self.compressions:
-            raise ConfigError("compression is an empty list; expected at least one setting")
+            raise ConfigError("compression is an empty list, expected at least one setting")
         if not isinstance(self.max_length, int):
-            raise ConfigError(f"max_length is {self.max_length!r}; expected a number of tokens")
+            raise ConfigError(f"max_length is {self.max_length!r}, expected a number of tokens")
 
     @property
     def compressions(self) -> Sequence[Any]:
@@ -88,17 +88,17 @@ def read_arguments(config: Path, overrides: Sequence[str] = ()) -> tuple[DuetArg
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
-            raise ConfigError(f"{override!r} is no override; expected key=value, such as learning_rate=1.0e-4")
+            raise ConfigError(f"{override!r} is no override, expected key=value, such as learning_rate=1.0e-4")
         values[key] = yaml.load(value, _Loader)
-    own, theirs = ([field.name for field in fields(kind)] for kind in (DuetArguments, TrainingArguments))
+    duet_keys, training_keys = ([field.name for field in fields(kind)] for kind in (DuetArguments, TrainingArguments))
     for key, value in values.items():
-        _check_key(key, [*own, *theirs])
+        _check_key(key, [*duet_keys, *training_keys])
         _check_switch(key, value)
     for key in ("model", "data", "images", "output_dir"):
         if not values.get(key):
             raise ConfigError(f"{config} does not say {key}")
-    duet = DuetArguments(**{key: value for key, value in values.items() if key in own})
-    rest = {key: value for key, value in values.items() if key not in own}
+    duet = DuetArguments(**{key: value for key, value in values.items() if key in duet_keys})
+    rest = {key: value for key, value in values.items() if key not in duet_keys}
     try:
         training = TrainingArguments(**{**_DEFAULTS, **rest})
     except (TypeError, ValueError) as error:
@@ -110,11 +110,11 @@ def read_arguments(config: Path, overrides: Sequence[str] = ()) -> tuple[DuetArg
 def _check_together(duet: DuetArguments, training: TrainingArguments) -> None:
     """What Trainer would take and not do."""
     if training.label_smoothing_factor:
-        raise ConfigError(f"label_smoothing_factor is {training.label_smoothing_factor}; expected 0, no other is built")
+        raise ConfigError(f"label_smoothing_factor is {training.label_smoothing_factor}, expected 0, no other is built")
     if training.resume_from_checkpoint is not None:
         raise ConfigError("resume_from_checkpoint does nothing; resume goes on from the last checkpoint in output_dir")
     if training.save_only_model and duet.resume:
-        raise ConfigError("save_only_model leaves nothing to go on from; expected resume: false beside it")
+        raise ConfigError("save_only_model leaves nothing to go on from, expected resume: false beside it")
     if duet.lora is not None and duet.dtype != "float32" and not training.bf16:
         raise ConfigError(f"lora on weights of dtype {duet.dtype} needs bf16: true, for adapters are float32")
 
@@ -167,9 +167,9 @@ def _check_switch(key: str, value: Any) -> None:
         str(field.type) for kind in (DuetArguments, TrainingArguments) for field in fields(kind) if field.name == key
     ]
     if isinstance(value, str) and any("bool" in kind and "str" not in kind for kind in types):
-        raise ConfigError(f"{key} is {value!r}; expected true or false")
+        raise ConfigError(f"{key} is {value!r}, expected true or false")
 
 
 def _check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ConfigError(f"{key} is {value!r}; expected one of {', '.join(choices)}")
+        raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(choices)}")

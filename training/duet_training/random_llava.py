@@ -25,7 +25,7 @@ _CHAT_TEMPLATE = (
 Sizes = Mapping[str, Any]
 
 # LLaVA-1.5 in small: 336 pixels, 576 patches, a tower with CLS.
-VISION: dict[str, Any] = {
+TOWER_SIZES: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -37,7 +37,7 @@ VISION: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-TEXT: dict[str, Any] = {
+DECODER_SIZES: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 128,

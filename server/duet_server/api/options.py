@@ -103,7 +103,7 @@ class ServerOptions:
         "on", parse_switch, "on|off", "With --api-key, ask for the key on every route but health and the playground."
     )
     plain_errors: bool = option(
-        "on", parse_switch, "on|off", "Keep paths and the server's own exceptions out of error answers."
+        "on", parse_switch, "on|off", "Keep paths and the server's spec exceptions out of error answers."
     )
     playground: bool = option("on", parse_switch, "on|off", "Serve the playground, a page at /.")
 
@@ -117,17 +117,17 @@ class ServerOptions:
 
     @classmethod
     def from_args(cls, args: Namespace) -> ServerOptions:
-        """Read the parsed flags; a server started by vLLM's own command has none, only the environment."""
+        """Read the parsed flags; a server started by vLLM's spec command has none, only the environment."""
         values = {}
-        for own in fields(cls):
-            is_flag = hasattr(args, PREFIX + own.name)  # None is a value: off
-            values[own.name] = getattr(args, PREFIX + own.name) if is_flag else _parsed_environment(own, os.environ)
+        for spec in fields(cls):
+            is_flag = hasattr(args, PREFIX + spec.name)  # None is a value: off
+            values[spec.name] = getattr(args, PREFIX + spec.name) if is_flag else _parsed_environment(spec, os.environ)
         return cls(**values)
 
 
 def variables() -> list[str]:
     """The names of the environment's variables."""
-    return [_variable(own) for own in fields(ServerOptions)]
+    return [_variable(spec) for spec in fields(ServerOptions)]
 
 
 def add_flags(parser: Any, environment: Mapping[str, str]) -> None:
@@ -136,17 +136,17 @@ def add_flags(parser: Any, environment: Mapping[str, str]) -> None:
     Raises:
         ArgumentTypeError: for a value of the environment that the flag would not take.
     """
-    for own in fields(ServerOptions):
-        flag = f"--{PREFIX}{own.name}".replace("_", "-")
-        parser.add_argument(flag, **{**own.metadata, "default": _parsed_environment(own, environment)})
+    for spec in fields(ServerOptions):
+        flag = f"--{PREFIX}{spec.name}".replace("_", "-")
+        parser.add_argument(flag, **{**spec.metadata, "default": _parsed_environment(spec, environment)})
 
 
-def _parsed_environment(own: Any, environment: Mapping[str, str]) -> Any:
+def _parsed_environment(spec: Any, environment: Mapping[str, str]) -> Any:
     try:
-        return own.metadata["type"](environment.get(_variable(own), own.metadata["default"]))
+        return spec.metadata["type"](environment.get(_variable(spec), spec.metadata["default"]))
     except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{_variable(own)} in the environment: {error}") from error
+        raise ArgumentTypeError(f"{_variable(spec)} in the environment: {error}") from error
 
 
-def _variable(own: Any) -> str:
-    return f"{PREFIX}{own.name}".upper()
+def _variable(spec: Any) -> str:
+    return f"{PREFIX}{spec.name}".upper()

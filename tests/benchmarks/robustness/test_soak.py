@@ -18,8 +18,8 @@ from benchmarks.robustness.soak_requests import PATH, SoakRequest, make_bodies
 REQUEST = SoakRequest(json.dumps({"max_tokens": 3}).encode(), (7, 8, 9), 1.0)
 
 
-async def ask(manner, *, tokens=(7, 8, 9), last="[DONE]", status=200, delay=0.0):
-    """What is wrong with an answer of these tokens, by one of the soak's manners."""
+async def ask(behavior, *, tokens=(7, 8, 9), last="[DONE]", status=200, delay=0.0):
+    """What is wrong with an answer of these tokens, by one of the soak's behaviors."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(delay)
@@ -35,23 +35,23 @@ async def ask(manner, *, tokens=(7, 8, 9), last="[DONE]", status=200, delay=0.0)
     app = web.Application()
     app.router.add_post(PATH, answer)
     async with TestServer(app) as server, aiohttp.ClientSession(server.make_url("/"), raise_for_status=True) as session:
-        return await _ask(session, REQUEST, manner, random.Random(0))
+        return await _ask(session, REQUEST, behavior, random.Random(0))
 
 
-@pytest.mark.parametrize("manner", ["whole", "stream", "gone before the answer", "gone amid the answer"])
-async def test_the_answer_it_got_alone_is_right(manner):
-    assert await ask(manner) is None
+@pytest.mark.parametrize("behavior", ["whole", "stream", "gone before the answer", "gone amid the answer"])
+async def test_the_answer_it_got_alone_is_right(behavior):
+    assert await ask(behavior) is None
 
 
-@pytest.mark.parametrize("manner", ["whole", "stream", "gone before the answer", "gone amid the answer"])
-async def test_another_token_is_wrong(manner):
-    assert "answered [6, " in await ask(manner, tokens=(6, 8, 9))
+@pytest.mark.parametrize("behavior", ["whole", "stream", "gone before the answer", "gone amid the answer"])
+async def test_another_token_is_wrong(behavior):
+    assert "answered [6, " in await ask(behavior, tokens=(6, 8, 9))
 
 
-@pytest.mark.parametrize("manner", ["whole", "stream"])
+@pytest.mark.parametrize("behavior", ["whole", "stream"])
 @pytest.mark.parametrize("tokens", [(7, 8), (7, 8, 9, 10), ()], ids=str)
-async def test_a_token_too_few_or_too_many_is_wrong(manner, tokens):
-    assert "alone [7, 8, 9]" in await ask(manner, tokens=tokens)
+async def test_a_token_too_few_or_too_many_is_wrong(behavior, tokens):
+    assert "alone [7, 8, 9]" in await ask(behavior, tokens=tokens)
 
 
 async def test_a_stream_that_breaks_off_or_fails_is_lost():

@@ -33,7 +33,7 @@ def test_what_is_named_is_taken():
 
 
 def test_both_servers_get_the_same_flags(tmp_path):
-    words = benchmark(tmp_path, "--gpu", "--server-args", "--seed 3").flags(48 << 30).as_words()
+    words = benchmark(tmp_path, "--gpu", "--server-args", "--seed 3").flags(48 << 30).as_argv()
     assert "--enforce-eager" not in words
     assert words[-2:] == ["--seed", "3"]
     flags = dict(pairwise(words))

@@ -10,7 +10,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from duet_training.demo import tower
 from duet_training.demo.__main__ import build
-from duet_training.demo.model import TEXT, write_untrained
+from duet_training.demo.model import DECODER_SIZES, write_untrained
 
 
 def test_one_call_builds_what_ships(tmp_path, monkeypatch):
@@ -50,6 +50,6 @@ def test_words_of_the_demo_are_tokens(tmp_path):
     processor = AutoProcessor.from_pretrained(write_untrained(tmp_path / "untrained", seed=0))
     for word in ("red", "circle", "letter", "K", "7", "seven", "left", "yes"):
         assert len(processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1, word
-    assert len(processor.tokenizer) <= TEXT["vocab_size"]
+    assert len(processor.tokenizer) <= DECODER_SIZES["vocab_size"]
     text = "Größe: 3 µm? 日本"
     assert processor.tokenizer.decode(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) == text

@@ -21,8 +21,8 @@ from duet_training.demo.scene import CANVAS
 from duet_training.random_llava import SPECIAL_TOKENS, write_llava_without_weights
 
 VOCAB_SIZE = 512
-VISION: dict[str, Any] = {
-    **random_llava.VISION,
+TOWER_SIZES: dict[str, Any] = {
+    **random_llava.TOWER_SIZES,
     "hidden_size": 160,
     "intermediate_size": 480,
     "num_hidden_layers": 6,
@@ -31,8 +31,8 @@ VISION: dict[str, Any] = {
     "projection_dim": 160,
     "hidden_act": "gelu",
 }
-TEXT: dict[str, Any] = {
-    **random_llava.TEXT,
+DECODER_SIZES: dict[str, Any] = {
+    **random_llava.DECODER_SIZES,
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_attention_heads": 6,
@@ -53,7 +53,7 @@ def write_untrained(directory: Path, seed: int) -> Path:
     """Write the demo model with random weights and its tokenizer; returns ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(_texts(seed))
-    write_llava_without_weights(directory, VISION, TEXT, config={DEMO_MARK: True}, tokenizer=tokenizer)
+    write_llava_without_weights(directory, TOWER_SIZES, DECODER_SIZES, config={DEMO_MARK: True}, tokenizer=tokenizer)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(directory))
     start_by_likeness(model.model.language_model)

@@ -11,7 +11,7 @@ from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.prompt import has_part
 from duet_server.api.generation.schema import CompressibleRequest
 
-_WITHOUT = "when images are compressed"
+_CONDITION = "when images are compressed"
 _UNSUPPORTED = {
     "prompt_logprobs": "none",
     "echo": "false",  # vLLM computes prompt log probabilities for it
@@ -25,11 +25,11 @@ def check_request(request: CompressibleRequest, messages: Sequence[Mapping[str, 
     for field, expected in _UNSUPPORTED.items():
         value = getattr(request, field, None)
         if value is not None and value is not False:
-            raise RequestRefusedError("unsupported", field, value, f"{expected} {_WITHOUT}")
+            raise RequestRefusedError("unsupported", field, value, f"{expected} {_CONDITION}")
     for part_type in ("image_embeds", "prompt_embeds"):
         if has_part(messages, part_type):
             raise RequestRefusedError(
-                "unsupported", request.prompt_field, part_type, f"image_url parts only {_WITHOUT}"
+                "unsupported", request.prompt_field, part_type, f"image_url parts only {_CONDITION}"
             )
 
 

@@ -69,8 +69,8 @@ def describe_patches(
                 "area": covered_area(picture.width, picture.height, processor),
                 "stage1": stage1 and _stage1(stage1),
                 "segments": [
-                    {"layers": list(own), **kept, "scores": ranked}
-                    for own, kept, ranked in zip(layers, held, [None, *scores], strict=True)
+                    {"layers": list(layer_range), **kept, "scores": ranked}
+                    for layer_range, kept, ranked in zip(layers, held, [None, *scores], strict=True)
                 ],
             }
         )
@@ -123,8 +123,8 @@ def _held(span: tuple[int, int], rows: Sequence[int], patches: Sequence[int], *,
 
 def _scores(span: tuple[int, int], previous: Sequence[int], scores: Mapping[int, float]) -> list[float] | None:
     """In the order of what the segment before held: CLS, patches, contextual."""
-    own = [scores[row] for row in previous if span[0] <= row < span[1] and row in scores]
-    return own or None
+    picture_scores = [scores[row] for row in previous if span[0] <= row < span[1] and row in scores]
+    return picture_scores or None
 
 
 def _stage1(stage1: Mapping[str, Any]) -> dict[str, Any]:
