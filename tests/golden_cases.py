@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,17 @@ class GoldenCase:
     @property
     def checkpoint(self) -> Path:
         return checkpoint_path(self.model)
+
+    @property
+    def compression(self) -> dict[str, Any]:
+        """As in a request. The salient words of the one case that has them are what the server's own rule finds."""
+        return {
+            "dominant": self.dominant,
+            "contextual": self.contextual,
+            "cluster_width": self.cluster_width,
+            "keep": self.keep,
+            "guide": "all" if self.salient_prompt_indices is None else "salient",
+        }
 
     @property
     def num_entering(self) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vllm import SamplingParams
 
 from duet_server.engine import text_stage, vision_stage
+from duet_server.offline import chat
+from duet_server.plan import SettingsError
 from tests.engine.in_process import Ask, in_process_engine
 from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_cases
 
@@ -84,3 +89,41 @@ def test_all_cases_in_one_batch(engine):
     tokens = engine.tokens(*asks)
     assert tokens[0] == alone
     assert tokens[1:-1] == [case.tokens for case in cases]
+
+
+def greedy(num_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+
+
+def conversation(case: GoldenCase) -> list[dict[str, Any]]:
+    picture = {"type": "image_pil", "image_pil": Image.open(case.picture_path).convert("RGB")}
+    return [{"role": "user", "content": [picture, {"type": "text", "text": case.question}]}]
+
+
+def test_offline_chats_give_the_authors_tokens(engine):
+    for case in golden_cases(engine.model_name):
+        answers = chat(engine.llm, [conversation(case)] * 2, case.compression, greedy(len(case.tokens)), use_tqdm=False)
+        assert [list(answer.outputs[0].token_ids) for answer in answers] == [case.tokens] * 2, case
+
+
+def test_an_offline_chat_without_compression_is_vllms(engine):
+    messages = conversation(golden_cases(engine.model_name)[0])
+    (ours,) = chat(engine.llm, messages, "off", greedy(8), use_tqdm=False)
+    (vllms,) = engine.llm.chat(messages, greedy(8), use_tqdm=False)
+    assert ours.prompt_token_ids == vllms.prompt_token_ids
+    assert ours.outputs[0].token_ids == vllms.outputs[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("compression", "max_tokens", "message"),
+    [
+        ("none", 8, "compression is 'none', expected one of off, light"),
+        ("aggressive", 1024, "max_tokens is 1024, expected at most"),
+        ("aggressive", None, "max_tokens is None, expected at most"),
+    ],
+)
+def test_an_offline_chat_that_cannot_be_served_is_refused(engine, compression, max_tokens, message):
+    messages = conversation(golden_cases(engine.model_name)[0])
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        chat(engine.llm, messages, compression, SamplingParams(max_tokens=max_tokens), use_tqdm=False)
+    assert not engine.engine.has_unfinished_requests()

@@ -26,19 +26,8 @@ def server(model, tmp_path_factory):
         yield server
 
 
-def compression(case: GoldenCase) -> dict[str, Any]:
-    """The salient words of the one case that has them are what the server's own rule finds."""
-    return {
-        "dominant": case.dominant,
-        "contextual": case.contextual,
-        "cluster_width": case.cluster_width,
-        "keep": case.keep,
-        "guide": "all" if case.salient_prompt_indices is None else "salient",
-    }
-
-
 def ask(server: RunningServer, case: GoldenCase) -> dict[str, Any]:
-    return server.ask(picture_and_text(case.picture_path, case.question), compression=compression(case))
+    return server.ask(picture_and_text(case.picture_path, case.question), compression=case.compression)
 
 
 def test_each_case_alone(server, model):
@@ -55,7 +44,7 @@ def test_each_case_alone(server, model):
 
 def check_preview(server: RunningServer, case: GoldenCase) -> None:
     """The authors' selection in the pictures' terms: CLS, dominant patches ascending, merged ones."""
-    body = chat(picture_and_text(case.picture_path, case.question), compression=compression(case))
+    body = chat(picture_and_text(case.picture_path, case.question), compression=case.compression)
     (picture,) = server.client.post("/v1/compression/preview", json=body).json()["patches"]
     tokens = ["cls", *sorted(case.dominant_patch_indices), *(("merged", idx) for idx in range(case.contextual))]
     rows = list(range(case.prefill_len))

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.robustness.small_server import FLAGS
 from duet_server.demo import DEMO_NAME, DEMO_NOTICE
 from tests.serving.running_server import RunningServer, picture_and_text, running_server
+from tests.serving.test_examples import run_example
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -63,3 +64,22 @@ def test_the_sdk(server):
     assert answer.choices[0].finish_reason == "stop"
     assert "circle" in answer.choices[0].message.content
     assert answer.usage.model_extra["compression"]["visual_tokens"]["layer_average"] <= 32
+
+
+def test_the_chat_example(server):
+    picture = str(REPOSITORY / "docs" / "shapes.png")
+    printed = run_example("chat.py", picture, QUESTION, "--base-url", f"{server.base_url}/v1")
+    assert printed.split("\n") == [" orange", "31.25 of 144 visual tokens, averaged over layers", ""]
+
+
+def test_the_comparing_example(server):
+    picture = str(REPOSITORY / "docs" / "shapes.png")
+    heading, *rows = run_example("compare_settings.py", picture, QUESTION, "--base-url", server.base_url).splitlines()
+    presets = server.client.get("/v1/compression").json()["presets"]
+    assert heading.split() == ["setting", "tokens", "KV", "cache", "FLOPs", "answer"]
+    assert [row.split()[0] for row in rows] == list(presets)
+    assert [float(row.split()[1]) for row in rows] == [
+        pytest.approx(preset["layer_average"], abs=0.06) for preset in presets.values()
+    ]
+    assert {row.split()[4] for row in rows} == {"orange"}
+    assert rows[0].split()[2:4] == ["100%", "100%"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duet_server.api.errors import RequestRefusedError
+from duet_server.guiding import salient_rows
 from duet_server.plan import (
     CompressionSettings,
     ModelShape,
@@ -37,6 +38,17 @@ class RenderedPrompt:
     def from_engine_input(cls, engine_input: Mapping[str, Any]) -> RenderedPrompt:
         images = engine_input.get("mm_placeholders", {}).get("image", ())
         return cls(engine_input.get("prompt"), engine_input["prompt_token_ids"], tuple(visual_spans(images)))
+
+    def salient_rows(self, tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The prompt rows of salient words in the user's messages.
+
+        Raises:
+            RequestRefusedError: if the chat template gives no text to find them in.
+        """
+        if self.text is None:
+            expected = "all or last: the chat template of this model gives no text"
+            raise RequestRefusedError("unsupported", "compression.guide", "salient", expected)
+        return salient_rows(tokenizer, self.text, self.token_ids, self.visual_spans, user_texts(messages))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.checks import check_request, room_for_answer
-from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, has_part, list_contents, user_texts
+from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, has_part, list_contents
 from duet_server.api.generation.schema import CompressibleRequest
 from duet_server.api.metrics import CompressionMetrics
 from duet_server.api.served_model import ServedModel
-from duet_server.guiding import salient_rows
 from duet_server.plan import CompressionField, CompressionSettings
 from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
 
@@ -124,16 +123,9 @@ class DuetRenderer(OnlineRenderer):
         if compressed.drops:
             compressed.check_ends_on_text(request.prompt_field)
             request.duet.room = room_for_answer(request, len(prompt.token_ids), *self._answer_limits)
-            salient = self._salient_rows(prompt, messages) if settings.guide == "salient" else []
+            salient = prompt.salient_rows(self.renderer.tokenizer, messages) if settings.guide == "salient" else []
             args = encode_extra_args(settings, salient, request.duet.trace_id)
             request.vllm_xargs = {**(request.vllm_xargs or {}), **args}
-
-    def _salient_rows(self, prompt: RenderedPrompt, messages: Messages) -> list[int]:
-        if prompt.text is None:
-            expected = "all or last: the chat template of this model gives no text"
-            raise RequestRefusedError("unsupported", "compression.guide", "salient", expected)
-        tokenizer = self.renderer.tokenizer
-        return salient_rows(tokenizer, prompt.text, prompt.token_ids, prompt.visual_spans, user_texts(messages))
 
     def _count(self, request: CompressibleRequest, settings: CompressionSettings | None) -> None:
         self.metrics.count_request("off" if settings is None else settings.preset)

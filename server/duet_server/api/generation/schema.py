@@ -54,8 +54,8 @@ class Compression(BaseModel):
     guide: Literal["all", "salient", "last"] = Field(
         "salient", description="Which of the prompt's text tokens rank the visual ones in stage 2."
     )
-    text: Literal["all", "salient", "last"] | None = Field(
-        None, description="The old name of `guide`, still accepted.", deprecated=True
+    text: Literal["all", "salient", "last"] = Field(
+        "salient", description="The old name of `guide`, still accepted.", deprecated=True
     )
 
 

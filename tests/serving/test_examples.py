@@ -1,0 +1,28 @@
+"""The example without a server, on the demo model; the others run where a server runs already."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run_example(name: str, *argv: str) -> str:
+    """What an example prints."""
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
+    command = [sys.executable, str(EXAMPLES / name), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_offline():
+    lines = [line for line in run_example("offline.py").splitlines() if line.endswith("]")]
+    assert lines == [
+        "off ['orange', 'red']",
+        "balanced ['orange', 'red']",
+        "{'visual_tokens': 32, 'guide': 'last'} ['orange', 'red']",
+    ]
