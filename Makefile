@@ -1,15 +1,17 @@
-# Everything runs in .venv, which `make install` fills; CI calls these same targets.
+# Everything runs in .venv, which `make install` fills. Only the linters run in build/lint: they need no vLLM.
+# CI calls these same targets.
 PYTHON    ?= python3
 INSTALLED ?=
 DEVICE    ?= cpu
 MODEL     ?=
 ARGS      ?=
 
-CODE := $(wildcard server duet_kernels training benchmarks tests scripts)
+CODE := $(wildcard server duet_kernels training benchmarks tests scripts docs examples)
 
 # INSTALLED names a Python that holds everything already, as on a host without a network: then nothing is installed.
 RUN       := $(or $(INSTALLED),.venv/bin/python)
 REHEARSE  := $(or $(INSTALLED),build/rehearsal/bin/python)
+LINT      := $(or $(INSTALLED),build/lint/bin/python)
 installed  = $(if $(INSTALLED),,$(1)/.installed-$(2))
 
 HAS_GPU := $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
@@ -32,12 +34,22 @@ install: $(call installed,.venv,$(DEVICE)) ## Install everything into .venv, for
 	$(PYTHON) scripts/install.py --venv $(@D) --device $(lastword $(subst -, ,$@))
 	@touch $@
 
+build/lint/.installed-tools: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet 'pip>=25.1'
+	$(@D)/bin/python -m pip install --quiet --upgrade --group lint
+	@touch $@
+
 .PHONY: serve
 serve: install ## Serve MODEL (a small demo model when none is named); ARGS are the server's flags
 	$(RUN) -m duet_server.cli serve $(MODEL) $(ARGS)
 
+.PHONY: check
+check: lint install ## Lint, then run the tests that start no engine, except the slow ones (two minutes on two cores)
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 -m 'not engine and not slow' $(ARGS)
+
 .PHONY: test
-test: install ## Run the tests; ARGS are pytest's, as in ARGS='tests/plan -k budget'
+test: install ## Run all tests; ARGS are pytest's, as in ARGS='tests/plan -k budget'
 	$(RUN) -m pytest $(ARGS)
 
 .PHONY: test-tools
@@ -53,16 +65,23 @@ test-gpu: install ## Run what a CUDA device can prove: kernels, engine and a tra
 rehearse-gpu: $(call installed,build/rehearsal,cuda) ## Run the engine's tests on a pretended CUDA device (installs 9 GB in build)
 	$(REHEARSE) tests/pretend_cuda $(or $(ARGS),tests/engine)
 
+.PHONY: lint-tools
+lint-tools: $(call installed,build/lint,tools)
+	@:
+
 .PHONY: lint
-lint: install ## Check style, formatting and types
-	$(RUN) -m ruff check $(CODE)
-	$(RUN) -m ruff format --check $(CODE)
-	$(RUN) -m mypy
+lint: lint-tools ## Check style, types, imports and the documentation; needs no vLLM
+	$(LINT) -m ruff check $(CODE)
+	$(LINT) -m ruff format --check $(CODE)
+	$(LINT) -m mypy
+	PYTHONPATH=server:.:training $(LINT) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' \
+	    --no-logo --cache-dir build/imports
+	$(LINT) -m mkdocs build --strict --site-dir build/site
 
 .PHONY: format
-format: install ## Rewrite the code in the house format
-	$(RUN) -m ruff check --fix $(CODE)
-	$(RUN) -m ruff format $(CODE)
+format: lint-tools ## Rewrite the code in the house format
+	$(LINT) -m ruff check --fix $(CODE)
+	$(LINT) -m ruff format $(CODE)
 
 .PHONY: bench
 bench: install ## Measure the server with and without compression; ARGS are the benchmark's

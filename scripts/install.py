@@ -1,6 +1,6 @@
 """Install duet-server and the engine it runs on into a virtual environment; `make install` calls this.
 
-    python3 scripts/install.py [--venv .venv] [--device auto|cpu|cuda] [--extras test,dev]
+    python3 scripts/install.py [--venv .venv] [--device auto|cpu|cuda] [--extras test]
 
 Needs only a supported Python with its standard library. Running it again changes nothing that is already right.
 
@@ -67,7 +67,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description="Install duet-server into a virtual environment.")
     parser.add_argument("--venv", type=Path, default=REPOSITORY / ".venv", help="where (default: .venv)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what the engine runs on")
-    parser.add_argument("--extras", default="test,dev", help="further extras of the package (default: test,dev)")
+    parser.add_argument("--extras", default="test", help="further extras of the package (default: test)")
     return parser.parse_args()
 
 

@@ -128,13 +128,23 @@ def make_dry(checkout, *arguments):
     ).stdout
 
 
-@pytest.mark.parametrize("target", ["test", "test-gpu", "bench-gpu", "rehearse-gpu", "serve", "lint"])
+@pytest.mark.parametrize(
+    "target", ["test", "check", "test-gpu", "bench-gpu", "rehearse-gpu", "serve", "lint", "format"]
+)
 def test_a_python_that_holds_everything_is_used_as_it_is(checkout, target):
     commands = make_dry(checkout, target, "INSTALLED=/opt/there/python3")
     assert "/opt/there/python3 " in commands
     assert "install.py" not in commands
     assert ".venv" not in commands
     assert "build/rehearsal" not in commands
+    assert "build/lint" not in commands
+
+
+def test_linting_installs_no_engine(checkout):
+    commands = make_dry(checkout, "lint")
+    assert "-m venv build/lint\n" in commands
+    assert "install.py" not in commands
+    assert ".venv" not in commands
 
 
 def test_a_rehearsal_has_an_environment_of_its_own(checkout):
