@@ -13,12 +13,11 @@ RUN useradd --create-home --uid 1000 duet
 WORKDIR /opt/duet-server
 
 # Only what decides the dependencies comes before they are installed, so that a change to the code leaves them alone:
-# the installation is editable, and empty packages are enough to make it, except for the file that holds the version.
+# the installation is editable, and an empty package is enough to make it.
 COPY pyproject.toml README.md LICENSE ./
 COPY scripts scripts
-COPY server/duet_server/__init__.py server/duet_server/
-RUN mkdir -p duet_kernels training/duet_training \
-    && touch duet_kernels/__init__.py training/duet_training/__init__.py
+RUN mkdir -p server/duet_server duet_kernels training/duet_training \
+    && touch server/duet_server/__init__.py duet_kernels/__init__.py training/duet_training/__init__.py
 RUN --mount=type=cache,target=/root/.cache/pip \
     python scripts/install.py --venv /opt/venv --device "$DEVICE" --extras ""
 

@@ -1,3 +1,5 @@
 """DUET's visual-token compression served over the OpenAI API on vLLM."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("duet-server")  # pyproject.toml says which
