@@ -1,4 +1,4 @@
-"""Ask a running server about a picture with OpenAI's client, and see how many visual tokens it took.
+"""Ask a running server about a picture with OpenAI's client, and print the number of visual tokens.
 
 make serve                                # in another terminal
 .venv/bin/python examples/chat.py docs/shapes.png "What color is the circle?"
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path)
     parser.add_argument("question")
-    parser.add_argument("--compression", default="balanced", help="a preset's name (%(default)s)")
+    parser.add_argument("--compression", default="balanced", help="a preset's name (default: %(default)s)")
     parser.add_argument("--base-url", default="http://localhost:8000/v1")
     args = parser.parse_args()
 

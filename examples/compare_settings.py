@@ -1,4 +1,4 @@
-"""Ask a running server the same question under each of its presets, and compare answers and costs.
+"""Ask a running server the same question with each of its presets, and compare answers and costs.
 
 make serve                                # in another terminal
 .venv/bin/python examples/compare_settings.py docs/shapes.png "What color is the circle?"
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def row(name: str, client: httpx.Client, body: dict[str, Any]) -> str:
-    """What the request costs as a share of the uncompressed one, and its answer."""
+    """One line of the table: costs relative to the uncompressed request, and the answer."""
     plan = client.post("/v1/compression/plan", json=body).raise_for_status().json()
     answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
     tokens = plan["compression"]["visual_tokens"]["layer_average"]

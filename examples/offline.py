@@ -21,7 +21,7 @@ QUESTIONS = ("What color is the circle?", "What color is the diamond?")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(DEMO_CHECKPOINT), help="a LLaVA-1.5 (the demo model)")
+    parser.add_argument("--model", default=str(DEMO_CHECKPOINT), help="a LLaVA-1.5 model (default: the demo model)")
     args = parser.parse_args()
 
     llm = LLM(args.model, enforce_eager=True, max_model_len=1024, kv_cache_memory_bytes=1 << 30)

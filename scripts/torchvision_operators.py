@@ -1,12 +1,12 @@
-"""Let a torchvision built for CUDA be imported beside a torch built for the CPU.
+"""Makes a torchvision that is built for CUDA importable with a torch that is built for the CPU.
 
-Where no CPU build of torchvision can be had, its compiled operators cannot load, and `import torchvision` dies on
-the first two it describes: `operator torchvision::nms does not exist`. transformers and vLLM import torchvision for
-its image transforms only, so declaring these two operators is enough. They have no implementation: calling one
-still ends in torchvision's own error.
+Without a CPU build of torchvision, its compiled operators cannot load. Then `import torchvision` fails on the first two
+operators that it describes: `operator torchvision::nms does not exist`. transformers and vLLM import torchvision for
+its image transforms only, so declaring these two operators is enough. They have no implementation: calling one still
+raises torchvision's own error.
 
 `install.py` copies this file into the environment, together with a `.pth` file that imports it, because vLLM starts
-fresh interpreters. Nothing is loaded until torchvision is, and a torchvision whose operators do load is left alone.
+new Python processes. Nothing is loaded before torchvision is. If torchvision's operators load, nothing is changed.
 """
 
 import sys
@@ -19,7 +19,7 @@ _libraries = []  # torch forgets the operators of a library that is garbage-coll
 
 
 class OperatorFinder:
-    """Finds no module: declares the operators when torchvision is about to need them."""
+    """Never finds a module. It declares the operators right before torchvision needs them."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -40,5 +40,6 @@ def declare_operators():
 
 
 def install():
+    """The ``.pth`` file calls this when Python starts."""
     if OperatorFinder not in sys.meta_path:
         sys.meta_path.insert(0, OperatorFinder)

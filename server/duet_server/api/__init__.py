@@ -1,4 +1,4 @@
-"""The HTTP side: vLLM's OpenAI server with the ``compression`` field, its usage, routes and metrics."""
+"""The HTTP API: vLLM's OpenAI server plus the ``compression`` field, ``usage.compression``, routes and metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def endpoint_plugin() -> DuetEndpoints:
-    """Entry point of ``vllm.endpoint_plugins``; vLLM calls it where ``VLLM_PLUGINS`` names ``duet``."""
+    """Entry point of ``vllm.endpoint_plugins``; vLLM calls it if ``VLLM_PLUGINS`` contains ``duet``."""
     from duet_server.api.plugin import DuetEndpoints
 
     return DuetEndpoints()

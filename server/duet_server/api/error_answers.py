@@ -1,4 +1,4 @@
-"""Error answers on their way to the client, written anew: what the middlewares that touch them share."""
+"""Rewrites error responses on their way to the client. Several middlewares use it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from starlette.types import Message, Send
 
 
 class RewrittenErrors:
-    """Sends an answer on, or if it is an error in JSON, what ``rewrite`` makes of it once all of it is there.
+    """Forwards a response. A JSON error is held until its body is complete, then ``rewrite`` replaces the body.
 
     Args:
-        to_client: where the answer goes.
-        rewrite: from an error's status and body to the body that is sent.
+        to_client: sends an ASGI message to the client.
+        rewrite: takes the error's status and body, returns the body to send.
     """
 
     def __init__(self, to_client: Send, rewrite: Callable[[int, bytes], bytes]) -> None:
         self._to_client, self._rewrite = to_client, rewrite
-        self._held: Message | None = None  # an error's start, until its body's length is known
+        self._held: Message | None = None  # the start of an error response, held until the length of its body is known
         self._body = bytearray()
 
     async def send(self, message: Message) -> None:

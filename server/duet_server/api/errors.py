@@ -1,4 +1,4 @@
-"""The refusals that a client sees, and the one place that counts and answers them."""
+"""The exception for refused requests, and the one handler that counts and answers them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Reason = Literal["invalid_settings", "limit", "media", "reserved_key", "too_long
 
 
 class RequestRefusedError(VLLMValidationError):
-    """A request that is answered with 400 in OpenAI's error shape, ``param`` naming the field.
+    """Refuses a request. The client gets status 400 in OpenAI's error shape; ``param`` is the field.
 
     Args:
-        reason: the label under which it is counted.
+        reason: the ``reason`` label of the metric that counts refused requests.
         field: the field's path in the request's body.
         value: what the client sent.
-        expected: what would be accepted, to be read after "expected".
+        expected: what the server would accept; the message has it after "expected".
     """
 
     def __init__(self, reason: Reason, field: str, value: object, expected: str) -> None:
@@ -30,15 +30,16 @@ class RequestRefusedError(VLLMValidationError):
         super().__init__(self.sentence, parameter=field, value=value)
 
     def __str__(self) -> str:
-        return self.sentence  # vLLM's own text would repeat the field and the value, however long
+        return self.sentence  # vLLM's own text would repeat the field and the value, even a very long one
 
 
 def invalid_settings(error: SettingsError) -> RequestRefusedError:
+    """The refusal of a request whose settings are invalid."""
     return RequestRefusedError("invalid_settings", error.field, error.value, error.expected)
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """Exception handler: count the refusal, then let vLLM answer as it does for its own validation errors."""
+    """Exception handler: count the refusal, then let vLLM answer it like its own validation errors."""
     assert isinstance(error, RequestRefusedError), f"{error=}"
     request.app.state.duet.metrics.count_rejected(error.reason)
     return cast(Response, await vllm_error_handler(request, error))

@@ -1,7 +1,7 @@
 """Prometheus metrics of compression, on vLLM's ``/metrics``.
 
-They live in prometheus_client's default registry, as vLLM's own do: of processes that share
-``PROMETHEUS_MULTIPROC_DIR``, any one's scrape shows the sum over all, the stages' time in the engine included.
+They are in prometheus_client's default registry, like vLLM's own. If processes share ``PROMETHEUS_MULTIPROC_DIR``, a
+scrape of any one of them shows the sum over all. The sum includes the time of both stages, which the engine records.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ STAGES = ("encoder", "stage1", "llm")
 
 _VISUAL_TOKENS = Counter(
     "duet_visual_tokens",
-    "Visual tokens after the vision encoder, after stage 1, and averaged over the language model's layers.",
+    "Visual tokens by stage: after the vision encoder, after stage 1, and averaged over decoder layers.",
     ["model_name", "stage"],
 )
 _REQUESTS = Counter("duet_requests", "Accepted chat requests by compression preset.", ["model_name", "preset"])
 _REDUCTION = Histogram(
     "duet_reduction_ratio",
-    "Share of visual tokens removed from a request with images, averaged over the language model's layers.",
+    "Share of visual tokens removed from a request with images, averaged over decoder layers.",
     ["model_name"],
     buckets=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 1.0],
 )
 _SAVED = Counter(
     "duet_kv_token_layers_saved",
-    "Prompt tokens times decoder layers that compression kept out of the KV cache.",
+    "Token-layers (prompt tokens times decoder layers) that compression saved in the KV cache.",
     ["model_name"],
 )
 _REJECTED = Counter(
     "duet_rejected_requests",
-    "Requests refused by compression, the caps or the checks of media, by reason.",
+    "Refused requests by reason, such as invalid settings, a limit or a failed media check.",
     ["model_name", "reason"],
 )
 
 
 class CompressionMetrics:
-    """The series of one served model. Those that depend on no request's settings are there from the start, as 0."""
+    """The metrics of one served model. All series exist from the start with value 0, except the counts by preset."""
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
@@ -57,7 +57,7 @@ class CompressionMetrics:
         _REQUESTS.labels(self._model_name, preset).inc()
 
     def count_compression(self, usage: Mapping[str, Any]) -> None:
-        """Count what an accepted request with images saves, from its ``usage.compression``."""
+        """Count the savings of an accepted request with images, given its ``usage.compression``."""
         tokens, cache = usage["visual_tokens"], usage["kv_cache"]
         for series, key in zip(self._tokens, ("encoder", "stage1", "layer_average"), strict=True):
             series.inc(tokens[key])

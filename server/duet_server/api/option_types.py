@@ -1,4 +1,4 @@
-"""Parsers of option values that several of DUET's options share."""
+"""Parsers for the values of ``--duet-*`` options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def parse_switch(text: str) -> bool:
+    """``on`` or ``off``."""
     try:
         return _SWITCH[text.strip().lower()]
     except KeyError:
@@ -18,7 +19,7 @@ def parse_switch(text: str) -> bool:
 
 
 def parse_cap(text: str) -> int | None:
-    """A whole number; None, no cap, for ``off`` and 0."""
+    """A whole number. ``off`` and 0 give None: no cap."""
     word = text.strip().lower()
     if word == "off":
         return None
@@ -28,7 +29,7 @@ def parse_cap(text: str) -> int | None:
 
 
 def parse_bytes(text: str) -> int | None:
-    """A cap in bytes, or with K, M or G behind the number in multiples of 1024."""
+    """A number of bytes, optionally with the suffix K, M or G (powers of 1024). ``off`` and 0 give None: no cap."""
     word = text.strip().lower()
     number = word.rstrip("kmg")
     unit = _UNITS.get(word[len(number) :])
@@ -38,7 +39,7 @@ def parse_bytes(text: str) -> int | None:
 
 
 def parse_seconds(text: str) -> float:
-    """A time greater than 0."""
+    """A positive number of seconds."""
     try:
         value = float(text)
     except ValueError:
@@ -49,7 +50,7 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Networks in CIDR notation, comma-separated; an empty text gives none."""
+    """Comma-separated networks in CIDR notation; an empty text gives no network."""
     try:
         return tuple(ip_network(piece.strip()) for piece in text.split(",") if piece.strip())
     except ValueError as error:
@@ -57,6 +58,6 @@ def parse_networks(text: str) -> tuple[Network, ...]:
 
 
 def parse_formats(text: str) -> tuple[str, ...] | None:
-    """Names of Pillow's formats, comma-separated; None, every format that vLLM reads, for ``off``."""
+    """Comma-separated names of Pillow formats. ``off`` gives None: every format that vLLM can read."""
     names = tuple(piece.strip().upper() for piece in text.split(",") if piece.strip())
     return None if names == ("OFF",) else names

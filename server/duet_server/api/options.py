@@ -1,4 +1,4 @@
-"""DUET's options of a server: the flags of ``duet-server serve``, or where those are absent, the environment."""
+"""DUET's server options: flags of ``duet-server serve``, whose defaults come from environment variables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIX = "duet_"
 
 
 def parse_default(text: str) -> CompressionField:
-    """A preset's name, or the JSON of a ``compression`` object."""
+    """A preset's name, or a ``compression`` object in JSON."""
     if not text.lstrip().startswith(("{", "[", '"')):
         return text.strip()
     try:
@@ -53,7 +53,7 @@ def parse_log_format(text: str) -> str:
 
 
 def parse_boundaries(text: str) -> list[int]:
-    """Decoder layer indices, comma-separated; an empty text gives none."""
+    """Comma-separated indices of decoder layers; an empty text gives an empty list."""
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
     if not all(piece.isdecimal() for piece in pieces):
         raise ArgumentTypeError(f"{text!r} is not a list of decoder layer indices such as 16,24")
@@ -61,80 +61,85 @@ def parse_boundaries(text: str) -> list[int]:
 
 
 def option(default: str, parse: Callable[[str], Any], metavar: str, about: str) -> Any:
-    """A field of ServerOptions: its default and its parser, as on the command line."""
+    """Declare a field of ServerOptions. ``default`` is text, as on the command line."""
     return field(metadata={"default": default, "type": parse, "metavar": metavar, "help": about})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """Every field, such as ``max_reduction``, is a flag (``--duet-max-reduction``), a variable (``DUET_MAX_REDUCTION``)
-    and a key of ``--config`` files (``duet-max-reduction``)."""
+    """Each field, such as ``max_reduction``, can be set by a flag (``--duet-max-reduction``), an environment variable
+    (``DUET_MAX_REDUCTION``) or a key in a ``--config`` file (``duet-max-reduction``)."""
 
     default: CompressionField = option(
-        "off", parse_default, "PRESET or JSON", "Compression of chat requests that say nothing of it."
+        "off", parse_default, "PRESET or JSON", "Compression of chat requests that have no compression field."
     )
     max_reduction: float = option(
         str(DEFAULT_MAX_REDUCTION),
         parse_max_reduction,
         "R",
-        "Largest share of visual tokens that a request may have removed, averaged over decoder layers.",
+        "Largest share of visual tokens that a request may remove, averaged over decoder layers.",
     )
     media_public_only: bool = option(
-        "on", parse_switch, "on|off", "Fetch media from public addresses only, and through no proxy."
+        "on", parse_switch, "on|off", "Fetch media only from public addresses, and never through a proxy."
     )
     media_allow_networks: tuple[Network, ...] = option(
-        "", parse_networks, "NETWORKS", "Networks to fetch media from besides, such as 10.1.0.0/16,fd00::/8."
+        "", parse_networks, "NETWORKS", "More networks to fetch media from, such as 10.1.0.0/16,fd00::/8."
     )
-    media_max_download: int | None = option("32M", parse_bytes, "SIZE|off", "Largest download of one picture.")
-    media_max_data_url: int | None = option("32M", parse_bytes, "SIZE|off", "Longest data URL of one picture.")
-    media_max_pixels: int | None = option("30000000", parse_cap, "N|off", "Most pixels of one picture.")
+    media_max_download: int | None = option("32M", parse_bytes, "SIZE|off", "Maximum download size of one picture.")
+    media_max_data_url: int | None = option("32M", parse_bytes, "SIZE|off", "Maximum length of one picture's data URL.")
+    media_max_pixels: int | None = option("30000000", parse_cap, "N|off", "Maximum number of pixels of one picture.")
     media_max_aspect_ratio: int | None = option(
-        "200", parse_cap, "N|off", "Most times that a picture's one side may be as long as the other."
+        "200", parse_cap, "N|off", "Maximum ratio of a picture's longer side to its shorter side."
     )
     media_formats: tuple[str, ...] | None = option(
-        "PNG,JPEG,WEBP,GIF,BMP,TIFF,AVIF", parse_formats, "NAMES|off", "Formats that pictures may have."
+        "PNG,JPEG,WEBP,GIF,BMP,TIFF,AVIF", parse_formats, "NAMES|off", "Accepted picture formats."
     )
     max_images: int | None = option(
-        "16", parse_cap, "N|off", "Most pictures of one prompt; vLLM's --limit-mm-per-prompt goes before it."
+        "16",
+        parse_cap,
+        "N|off",
+        "Maximum number of pictures in one prompt; vLLM's --limit-mm-per-prompt takes precedence.",
     )
-    max_n: int | None = option("32", parse_cap, "N|off", "Most answers that one request may ask for (n, best_of).")
-    max_body: int | None = option("64M", parse_bytes, "SIZE|off", "Largest body of one request.")
+    max_n: int | None = option(
+        "32", parse_cap, "N|off", "Maximum number of answers that one request may ask for (n, best_of)."
+    )
+    max_body: int | None = option("64M", parse_bytes, "SIZE|off", "Maximum size of one request's body.")
     guard_all_routes: bool = option(
-        "on", parse_switch, "on|off", "With --api-key, ask for the key on every route but health and the playground."
+        "on", parse_switch, "on|off", "With --api-key, require the key on every route except health and the playground."
     )
     plain_errors: bool = option(
-        "on", parse_switch, "on|off", "Keep paths and the server's spec exceptions out of error answers."
+        "on", parse_switch, "on|off", "Remove file paths and internal exceptions from error responses."
     )
-    playground: bool = option("on", parse_switch, "on|off", "Serve the playground, a page at /.")
+    playground: bool = option("on", parse_switch, "on|off", "Serve the playground, a web page at /.")
 
     stall_timeout: float = option(
         "20",
         parse_seconds,
         "SECONDS",
-        "Silence of the engine after which /health/ready answers 503; a step may be long.",
+        "/health/ready answers 503 if the engine is silent for longer than this; a long step counts as silence.",
     )
-    log_format: str = option("text", parse_log_format, "text|json", "Format of the log of all processes.")
+    log_format: str = option("text", parse_log_format, "text|json", "Log format of all processes.")
 
     @classmethod
     def from_args(cls, args: Namespace) -> ServerOptions:
-        """Read the parsed flags; a server started by vLLM's spec command has none, only the environment."""
+        """Read the parsed flags. A server that vLLM's own command starts has no such flags, only the environment."""
         values = {}
         for spec in fields(cls):
-            is_flag = hasattr(args, PREFIX + spec.name)  # None is a value: off
+            is_flag = hasattr(args, PREFIX + spec.name)  # None is a valid value: off
             values[spec.name] = getattr(args, PREFIX + spec.name) if is_flag else _parsed_environment(spec, os.environ)
         return cls(**values)
 
 
 def variables() -> list[str]:
-    """The names of the environment's variables."""
+    """The names of all environment variables."""
     return [_variable(spec) for spec in fields(ServerOptions)]
 
 
 def add_flags(parser: Any, environment: Mapping[str, str]) -> None:
-    """Add a flag for every option to an argparse parser or group, its default from the environment.
+    """Add one flag per option to an argparse parser or group. Defaults come from the environment.
 
     Raises:
-        ArgumentTypeError: for a value of the environment that the flag would not take.
+        ArgumentTypeError: if an environment variable has a value that the flag would not accept.
     """
     for spec in fields(ServerOptions):
         flag = f"--{PREFIX}{spec.name}".replace("_", "-")

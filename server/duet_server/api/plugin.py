@@ -1,4 +1,4 @@
-"""The endpoint plugin of vLLM 0.32: our routes over vLLM's, our handlers in place of vLLM's."""
+"""The endpoint plugin for vLLM 0.32: adds our routes and replaces vLLM's handlers with ours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = init_logger(f"vllm.{__name__}")
 
 @dataclass(frozen=True, slots=True)
 class DuetState:
-    """What our routes and handlers find as ``app.state.duet``."""
+    """State that our routes and handlers share, stored as ``app.state.duet``."""
 
     served: ServedModel
     metrics: CompressionMetrics
@@ -41,13 +41,13 @@ class DuetState:
 
 
 class DuetEndpoints:
-    """vLLM's ``EndpointPlugin`` protocol."""
+    """Implements vLLM's ``EndpointPlugin`` protocol."""
 
     name = "duet"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Called once vLLM's own routes are in place; a route of the same path and method replaces vLLM's."""
+        """vLLM calls this after it has added its own routes. A route with the same path and method replaces vLLM's."""
         self._app = app
         app.include_router(generation_router)
         app.include_router(inspection_router)
@@ -58,7 +58,7 @@ class DuetEndpoints:
         app.dependency_overrides[validate_json_request] = check_json_request
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Called once vLLM's own handlers are set up.
+        """vLLM calls this after it has set up its own handlers.
 
         Raises:
             SettingsError: if the default compression cannot be served.
@@ -69,9 +69,9 @@ class DuetEndpoints:
         state.duet = DuetState(served, CompressionMetrics(served.name), options, life)
         if options.playground:
             attach_playground(self._app)
-        # The stack is built already, vLLM's metrics with it: a second one, as add_middleware wants, would not count.
+        # The middleware stack exists and holds vLLM's metrics; add_middleware would build a second one without them.
         app = protect(self._app.middleware_stack or self._app.build_middleware_stack(), engine_client, args, options)
-        for middleware in (life.gate.middleware, life.middleware, RequestIdMiddleware):  # outermost last
+        for middleware in (life.gate.middleware, life.middleware, RequestIdMiddleware):  # the last one is outermost
             app = middleware(app)
         self._app.middleware_stack = app
         if served.notice:

@@ -1,4 +1,4 @@
-"""What the API knows of the model it serves: shape, limits and defaults, fixed for the life of the server."""
+"""What the API knows about the served model: shape, limits and defaults. They never change while the server runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from duet_server.plan import (
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """``shape`` is None where the model is served without compression."""
+    """The served model. ``shape`` is None if it is served without compression."""
 
     name: str
     shape: ModelShape | None
@@ -36,7 +36,7 @@ class ServedModel:
 
     @classmethod
     def from_config(cls, vllm_config: Any, options: ServerOptions) -> ServedModel:
-        """Raises SettingsError if the default compression cannot be served."""
+        """Read vLLM's configuration. Raises SettingsError if the default compression cannot be served."""
         model_config, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         kv_dtype: torch.dtype = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model_config)
         served = cls(
@@ -52,10 +52,10 @@ class ServedModel:
         return served
 
     def resolve(self, compression: CompressionField | None) -> CompressionSettings | None:
-        """A request's settings; None on a model without compression, where only ``off`` is accepted.
+        """The settings of a request; None on a model without compression, which accepts only ``off``.
 
         Raises:
-            RequestRefusedError: for settings that this server cannot serve.
+            RequestRefusedError: if this server cannot serve the settings.
         """
         if self.shape is None:
             if compression not in (None, "off"):
@@ -69,8 +69,8 @@ class ServedModel:
             raise invalid_settings(error) from error
 
     def refuse_model(self) -> RequestRefusedError:
-        """To be raised where there is nothing but compression to ask for."""
-        return RequestRefusedError("unsupported", "model", self.name, "a model and images with compression")
+        """The error for routes that need compression, such as plan and preview."""
+        return RequestRefusedError("unsupported", "model", self.name, "a model and images that can be compressed")
 
     def describe(self) -> dict[str, Any]:
         """The body of ``GET /v1/compression``."""
@@ -93,7 +93,7 @@ class ServedModel:
         }
 
     def _presets(self) -> dict[str, CompressionSettings]:
-        """Those that a request may name, that is, within ``max_reduction``."""
+        """The presets that a request may name: their reduction is within ``max_reduction``."""
         assert self.shape is not None
         least = (1 - self.max_reduction) * self.shape.vision.num_patches
         return {name: p for name, p in presets(self.shape).items() if p.layer_average(self.shape) >= least}
@@ -121,7 +121,7 @@ class ServedModel:
 def model_shape(vllm_config: Any) -> ModelShape | None:
     """The served model's shape; None for a model without compression.
 
-    The engine's plugin marks the configuration of every model that it serves with compression, and of no other.
+    The engine's plugin sets ``served`` in the configuration only if it serves the model with compression.
     """
     duet = vllm_config.additional_config.get("duet", {})
     if not duet.get("served"):

@@ -65,7 +65,7 @@ def test_tracebacks_and_addresses_of_objects_are_left_out():
 @pytest.mark.parametrize("content", [{"error": INTERNAL}, {"detail": "secret"}, []])
 def test_a_500_says_only_where_to_look(content):
     answer = answering(500, content).get("/", headers={"X-Request-Id": "abc"})
-    message = "The server failed on this request; its log says why under abc."
+    message = "The server failed on this request. Its log has the reason under abc."
     assert answer.json() == {"error": INTERNAL | {"message": message}}
 
 
@@ -128,7 +128,7 @@ def failing_client(checkpoint, *flags):
 def test_an_exception_of_the_servers_own_stays_inside(kind, checkpoint):
     answer = failing_client(checkpoint).get(f"/fails/{kind}", headers={"X-Request-Id": "abc"})
     assert answer.status_code == 500
-    assert json.loads(answer.text)["error"]["message"].endswith("its log says why under abc.")
+    assert json.loads(answer.text)["error"]["message"].endswith("Its log has the reason under abc.")
 
 
 def test_switched_off_it_shows(checkpoint):

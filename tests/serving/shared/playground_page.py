@@ -80,7 +80,7 @@ class Playground:
 
     def set_length(self, tokens: int) -> None:
         self.page.get_by_text("API key and answer length").click()
-        self.page.get_by_label("Longest answer").fill(str(tokens))
+        self.page.get_by_label("Maximum answer length").fill(str(tokens))
 
     def ask(self) -> None:
         self.page.get_by_role("button", name="Ask").click()

@@ -65,7 +65,7 @@ def test_both_answers_stream_one_after_the_other(playground, server):
         ".observe(text, {childList: true}); }"
     )
     playground.ask()
-    expect(playground.status()).to_have_text(re.compile(r"^A began after .*s\. B began after .*s\.$"))
+    expect(playground.status()).to_have_text(re.compile(r"^A: first token after .*s\. B: first token after .*s\.$"))
     assert playground.chats() == ["sent", "done", "sent", "done"]
     for name, compression in (("A", "balanced"), ("B", "off")):
         answer = asked(server, CHAT, PICTURE, QUESTION, compression)
@@ -94,7 +94,7 @@ def test_what_the_server_refuses_is_a_sentence(playground):
     playground.set_length(999999)
     playground.ask()
     expect(playground.panel("A").get_by_role("alert")).to_have_text(re.compile(r"max_tokens.*999999"))
-    expect(playground.status()).to_have_text("A has no answer. B has no answer.")
+    expect(playground.status()).to_have_text("A: no answer. B: no answer.")
 
 
 def test_what_is_no_picture_is_a_sentence(playground, tmp_path):
@@ -175,5 +175,5 @@ def test_one_setting_alone(playground):
     expect(playground.panel("B")).to_have_count(0)
     playground.use_sample()
     playground.ask()
-    expect(playground.status()).to_have_text(re.compile(r"^A began after \S+\sm?s\.$"))
+    expect(playground.status()).to_have_text(re.compile(r"^A: first token after \S+\sm?s\.$"))
     assert playground.chats() == ["sent", "done"]

@@ -1,1 +1,1 @@
-"""The routes that generate: vLLM's handlers with the ``compression`` field in and ``usage.compression`` out."""
+"""The routes that generate text: vLLM's handlers plus the ``compression`` field and ``usage.compression``."""

@@ -1,4 +1,4 @@
-"""``duet-server run-batch``: vLLM's runner of batch files, with our handlers."""
+"""``duet-server run-batch``: vLLM's batch file runner with our handlers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from duet_server.api.served_model import ServedModel
 
 
 def run_batch(args: Namespace) -> None:
-    """Answer every request of ``args.input_file`` in ``args.output_file``, whatever becomes of the others."""
-    vllm_run_batch.init_app_state = _init_state  # vLLM's runner makes no app, and so loads no endpoint plugin
+    """Answer every request of ``args.input_file`` in ``args.output_file``; a failed request does not end the run."""
+    vllm_run_batch.init_app_state = _init_state  # vLLM's runner creates no app, so it loads no endpoint plugin
     asyncio.run(vllm_run_batch.main(args))
 
 
@@ -39,7 +39,7 @@ async def _init_state(engine_client: Any, state: State, args: Namespace, support
 
 
 class _BatchFileChat(DuetServingChat):
-    """Checks what a server checks before its handlers: here requests come by no route."""
+    """Makes the checks that a server makes before its handlers, because these requests pass no route."""
 
     def __init__(self, handler: DuetServingChat, max_n: int | None) -> None:
         super().__init__(handler, handler.online_renderer)

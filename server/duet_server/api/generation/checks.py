@@ -1,4 +1,4 @@
-"""Checks that compressed requests pass before they reach the engine, where it would be too late to refuse them."""
+"""Checks of compressed requests before they reach the engine. There, it would be too late to refuse them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _UNSUPPORTED = {
     "echo": "false",  # vLLM computes prompt log probabilities for it
     "use_beam_search": "false",
 }
-_LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # in the order in which vLLM heeds them
+_LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # in vLLM's order of precedence
 
 
 def check_request(request: CompressibleRequest, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse what compression does not go with yet."""
+    """Refuse features that compression does not support yet."""
     for field, expected in _UNSUPPORTED.items():
         value = getattr(request, field, None)
         if value is not None and value is not False:
@@ -41,28 +41,28 @@ def room_for_answer(
     defaults: dict[str, Any],
     server_max_tokens: int | None = None,
 ) -> int:
-    """Tokens that the answer of a request that drops tokens may have: they must fit one engine step with the prompt.
+    """The maximum number of answer tokens, if stage 2 drops tokens of the prompt.
 
-    Its prefill is never split, and after a preemption it prefills its prompt and what it has generated at once. A
-    longer answer that the client has asked for is refused.
+    The prefill of such a request is never split. After a preemption, it covers the prompt and all generated tokens, so
+    prompt and answer must fit one engine step. If the client asks for a longer answer, the request is refused.
 
     Args:
-        request: the client's.
-        num_prompt_tokens: tokens that enter the language model.
+        request: the client's request.
+        num_prompt_tokens: prompt tokens that enter the language model.
         limit: the engine's ``max_num_batched_tokens``.
         max_model_len: the engine's context length.
         defaults: the server's default sampling parameters.
-        server_max_tokens: what the server caps every answer to, as vLLM does by its generation configuration.
+        server_max_tokens: the server's cap on every answer, which vLLM reads from the generation configuration.
     """
     room = limit - num_prompt_tokens
     if room < 1:
         expected = f"at most {limit - 1} prompt tokens with stage 2 on (--max-num-batched-tokens is {limit})"
         raise RequestRefusedError("too_long", request.prompt_field, num_prompt_tokens, expected)
-    fields = vars(request)  # as an attribute, max_tokens warns that OpenAI has deprecated it
+    fields = vars(request)  # getattr on max_tokens would warn that OpenAI has deprecated it
     field = next((field for field in _LENGTHS if fields.get(field) is not None), None)
     if field is None:
         return room
-    # What vLLM would cut anyway is no reason to refuse.
+    # vLLM caps the length before generating, so check the capped length.
     if get_max_tokens(max_model_len, fields[field], num_prompt_tokens, defaults, server_max_tokens) > room:
         expected = f"at most {room} with a prompt of {num_prompt_tokens} tokens and stage 2 on"
         raise RequestRefusedError("too_long", field, fields[field], f"{expected} (--max-num-batched-tokens is {limit})")

@@ -1,4 +1,4 @@
-"""Puts our handlers in the place of vLLM's."""
+"""Replaces vLLM's handlers with ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from duet_server.api.served_model import ServedModel
 
 
 def replace_handlers(state: State, served: ServedModel, metrics: CompressionMetrics) -> None:
-    """``state`` is that of an app, vLLM's handlers set up."""
+    """``state`` is the app's state, which already holds vLLM's handlers."""
     renderer = DuetRenderer(state.openai_serving_chat, served, metrics)
     state.openai_serving_chat = DuetServingChat(state.openai_serving_chat, renderer)
     state.openai_serving_chat_batch = DuetServingChatBatch(state.openai_serving_chat_batch, renderer)

@@ -1,4 +1,4 @@
-"""A rendered chat prompt seen through its visual spans, and the plan that its settings make of it."""
+"""A rendered chat prompt with its visual spans, and the plan of its compression."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _TEXT_PARTS = ("text", "input_text")
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """What vLLM's renderer hands to the engine: ``token_ids`` are final, images expanded to their visual tokens.
+    """The output of vLLM's renderer. ``token_ids`` are final: every image is expanded to its visual tokens.
 
-    ``text`` is the chat template's output, in which an image is one mark; None where the template gave tokens.
+    ``text`` is the output of the chat template, with one placeholder per image; None if the template returned tokens.
     """
 
     text: str | None
@@ -43,17 +43,17 @@ class RenderedPrompt:
         """The prompt rows of salient words in the user's messages.
 
         Raises:
-            RequestRefusedError: if the chat template gives no text to find them in.
+            RequestRefusedError: if the chat template returned tokens, so that there is no text to search.
         """
         if self.text is None:
-            expected = "all or last: the chat template of this model gives no text"
+            expected = "all or last: this model's chat template returns no text"
             raise RequestRefusedError("unsupported", "compression.guide", "salient", expected)
         return salient_rows(tokenizer, self.text, self.token_ids, self.visual_spans, user_texts(messages))
 
 
 @dataclass(frozen=True, slots=True)
 class CompressedPrompt:
-    """What a request's settings come to on its prompt. Guiding rows do not change counts; the plan has none."""
+    """A request's settings applied to its prompt. ``plan`` has no guiding rows, because they do not change counts."""
 
     settings: CompressionSettings
     num_images: int
@@ -69,13 +69,13 @@ class CompressedPrompt:
 
     @property
     def drops(self) -> bool:
-        """Whether stage 2 takes anything from this prompt."""
+        """Whether stage 2 drops any token of this prompt."""
         return self.plan.drops
 
     def check_ends_on_text(self, field: str) -> None:
-        """Raise RequestRefusedError for a prompt that ends on an image, of which stage 2 could drop the last row.
+        """Raise RequestRefusedError if the prompt ends with an image, because stage 2 could drop its last row.
 
-        ``field`` is the one that holds the prompt.
+        ``field`` is the request's field that holds the prompt.
         """
         try:
             check_ends_on_text(self.plan.layout)
@@ -83,14 +83,14 @@ class CompressedPrompt:
             raise RequestRefusedError("invalid_settings", field, error.value, error.expected) from error
 
     def usage(self, shape: ModelShape) -> dict[str, Any]:
-        """``usage.compression``."""
+        """The value of ``usage.compression``."""
         return compression_usage(self.settings, shape, self.num_images, self.plan)
 
 
 def list_contents(messages: Sequence[Any]) -> None:
-    """Turn one-shot iterators, which pydantic makes of some contents, into lists: they are read more than once.
+    """Turn message contents into lists. Pydantic makes one-shot iterators of some, but they are read more than once.
 
-    A part whose type is null has none; vLLM would trip over it later.
+    Also remove a part's ``type`` if it is null: vLLM would fail on it later.
     """
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None

@@ -1,4 +1,4 @@
-"""From a request to the engine's door: compression settings in, the engine's fields filled."""
+"""Renders requests with compression: resolves the settings and fills the fields that the engine reads."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class DuetRenderer(OnlineRenderer):
-    """Takes the place of vLLM's renderer in the handlers that generate, and its settings over.
+    """Replaces vLLM's renderer in the handlers that generate text, and copies its attributes.
 
-    Whatever the route, vLLM makes chat messages of a request and renders them by ``preprocess_chat``: there the prompt
-    becomes known, and nothing has been sent yet.
+    On every route, vLLM turns a request into chat messages and renders them with ``preprocess_chat``. There the prompt
+    becomes known, before anything is sent to the engine.
 
     Args:
-        handler: vLLM's own chat handler; its renderer and its defaults are all handlers'.
+        handler: vLLM's own chat handler. All handlers share its renderer and its defaults.
         served: the served model.
-        metrics: where accepted requests are counted.
+        metrics: counts accepted requests.
     """
 
     def __init__(self, handler: OpenAIServingChat, served: ServedModel, metrics: CompressionMetrics) -> None:
@@ -50,7 +50,7 @@ class DuetRenderer(OnlineRenderer):
         self.trust_request_mm_kwargs = True
 
     def adjust_harmony_request(self, request: CompressibleRequest) -> None:
-        """The one format whose prompts are not rendered below; its models take no images."""
+        """Check the settings here, because ``preprocess_chat`` never sees Harmony prompts. They have no images."""
         self.served.resolve(cast(CompressionField | None, request.compression))
         super().adjust_harmony_request(request)
 
@@ -62,7 +62,7 @@ class DuetRenderer(OnlineRenderer):
         skip_mm_cache: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Raises RequestRefusedError for what compression cannot do, before the engine hears of it."""
+        """Raises RequestRefusedError if compression cannot serve the request. Nothing has reached the engine then."""
         state = request.duet
         state.dry_run |= skip_mm_cache
         list_contents(messages)
@@ -71,7 +71,7 @@ class DuetRenderer(OnlineRenderer):
             result = await super().preprocess_chat(
                 request, messages, *args, skip_mm_cache=state.is_inspection, **kwargs
             )
-        except AssertionError as error:  # vLLM's way to find a part without its content, or a picture that was cut off
+        except AssertionError as error:  # vLLM asserts if a part has no content or truncation cuts off a picture
             raise _refused_prompt(request) from error
         (engine_input,) = result[1]
         self._compress(request, messages, settings, engine_input)
@@ -80,23 +80,23 @@ class DuetRenderer(OnlineRenderer):
         return result
 
     async def render_responses(self, request: Any, **kwargs: Any) -> Any:
-        """Raises RequestRefusedError, too, for items that vLLM reads without a look at their shape."""
+        """Also raises RequestRefusedError for malformed items, which vLLM does not check."""
         try:
             construct_input_messages(request_input=request.input)
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
             items = [item.get("type") if isinstance(item, dict) else item.type for item in request.input]
-            raise RequestRefusedError("unsupported", "input", items, "items with the content that they need") from error
+            raise RequestRefusedError("unsupported", "input", items, "items with all required fields") from error
         return await super().render_responses(request, **kwargs)
 
     def usage(self, request: CompressibleRequest) -> dict[str, Any] | None:
-        """A rendered request's ``usage.compression``; None where there are neither images nor a wish for it."""
+        """A rendered request's ``usage.compression``; None if it has neither images nor a ``compression`` field."""
         shape, prompt = self.served.shape, request.duet.prompt
         if shape is None or prompt is None or not (prompt.num_images or request.compression is not None):
             return None
         return prompt.usage(shape)
 
     def _settings(self, request: Any, messages: Messages) -> CompressionSettings | None:
-        """Resolve and check the request's settings, and have its images processed by them."""
+        """Resolve and check the request's settings, and pass them to the image processor."""
         validate_request_mm_kwargs(
             mm_processor_kwargs=request.mm_processor_kwargs,
             media_io_kwargs=request.media_io_kwargs,
@@ -114,7 +114,7 @@ class DuetRenderer(OnlineRenderer):
     def _compress(
         self, request: Any, messages: Messages, settings: CompressionSettings | None, engine_input: Any
     ) -> None:
-        """Lay the settings out on the rendered prompt and fill the engine's fields."""
+        """Apply the settings to the rendered prompt and fill the fields that the engine reads."""
         shape = self.served.shape
         if settings is None or shape is None or not _has_counted_images(messages, engine_input):
             return
@@ -137,11 +137,11 @@ class DuetRenderer(OnlineRenderer):
 def _refused_prompt(request: CompressibleRequest) -> RequestRefusedError:
     truncated = getattr(request, "truncate_prompt_tokens", None)
     if truncated is not None:
-        expected = "null, or enough for all of the prompt's pictures"
+        expected = "null, or enough tokens for all pictures of the prompt"
         return RequestRefusedError("unsupported", "truncate_prompt_tokens", truncated, expected)
-    return RequestRefusedError("unsupported", request.prompt_field, "malformed", "parts with all that they need")
+    return RequestRefusedError("unsupported", request.prompt_field, "malformed", "parts with all required fields")
 
 
 def _has_counted_images(messages: Messages, engine_input: Any) -> bool:
-    """Whether every image has passed the vision encoder, so that its tokens are the model's to count."""
+    """Whether the vision encoder makes all visual tokens, so that their number is known."""
     return engine_input["type"] in ("token", "multimodal") and not has_part(messages, "image_embeds")

@@ -1,4 +1,4 @@
-"""What compression does to one request, from its rendering to its answer."""
+"""The compression state of one request, from its rendering to its response."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RequestCompression:
-    """The state that a request carries as ``request.duet``; several requests made of one may share it.
+    """The state that a request carries as ``request.duet``. A request and its conversion to another type share it.
 
     Attributes:
-        dry_run: nothing of the request will reach the engine.
-        trace_id: what the engine notes its choices under; 0 for no notes.
-        prompt: what compression makes of the prompt, once it is rendered; None on a model without compression.
-        room: tokens that the answer may have, if the prefill may not be split: both must fit one engine step.
-        conversations: the chat completions that were made of a batch.
+        dry_run: the request never reaches the engine.
+        trace_id: the id of the request's trace in the engine; 0 for no trace.
+        prompt: the compressed prompt, once it is rendered; None on a model without compression.
+        room: the maximum number of answer tokens, if prompt and answer must fit one engine step; else None.
+        conversations: the chat completion requests into which vLLM splits a batch.
     """
 
     dry_run: bool = False
@@ -31,12 +31,13 @@ class RequestCompression:
 
     @property
     def is_inspection(self) -> bool:
-        """Whether the request only shows something. It is not counted, and its pictures enter no cache.
+        """Whether the request only inspects compression. It is not counted, and its pictures skip the image cache.
 
-        The engine shares that cache: pictures of a dry run never get there, and a traced one is never asked for again.
+        API and engine share this cache. The engine never sees the pictures of a dry run, and a traced picture is never
+        used again.
         """
         return self.dry_run or self.trace_id > 0
 
     def limit_answer(self, max_tokens: int) -> int:
-        """The tokens that the answer may have."""
+        """``max_tokens``, lowered to the room that is left."""
         return max_tokens if self.room is None else min(max_tokens, self.room)

@@ -1,4 +1,4 @@
-"""The routes that generate: vLLM's own, with the ``compression`` field in their bodies."""
+"""The routes that generate text: vLLM's own, with the ``compression`` field in their bodies."""
 
 from __future__ import annotations
 
@@ -41,19 +41,20 @@ def _answers(
     responses=_answers({"model": DuetChatCompletionResponse, "content": _STREAM}, HTTPStatus.NOT_IMPLEMENTED),
 )
 async def create_chat_completion(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
-    """vLLM's own route with our request model; its handler is the one that the plugin has put in place."""
+    """OpenAI's Chat Completions API with the `compression` field."""
+    # vLLM's function calls the handler in the app's state, where the plugin has put ours.
     return cast(Response, await vllm_chat.create_chat_completion(request, raw_request))
 
 
 @router.post("/v1/chat/completions/batch", responses=_answers({"model": DuetChatCompletionResponse}))
 async def create_batch_chat_completion(request: DuetBatchChatCompletionRequest, raw_request: Request) -> Response:
-    """Several conversations at once, each compressed by the same settings."""
+    """Several conversations in one request, all compressed with the same settings."""
     return cast(Response, await vllm_chat.create_batch_chat_completion(request, raw_request))
 
 
 @router.post("/v1/responses", responses=_answers({"content": _STREAM}))
 async def create_responses(request: DuetResponsesRequest, raw_request: Request) -> Response:
-    """OpenAI's Responses API."""
+    """OpenAI's Responses API with the `compression` field."""
     return cast(Response, await vllm_responses.create_responses(request, raw_request))
 
 
@@ -62,7 +63,7 @@ async def create_responses(request: DuetResponsesRequest, raw_request: Request) 
     responses=_answers({"model": DuetMessagesResponse, "content": _STREAM}, error=AnthropicErrorResponse),
 )
 async def create_messages(request: DuetMessagesRequest, raw_request: Request) -> Response:
-    """Anthropic's Messages API."""
+    """Anthropic's Messages API with the `compression` field."""
     return cast(Response, await vllm_messages.create_messages(request, raw_request))
 
 
@@ -71,5 +72,5 @@ async def create_messages(request: DuetMessagesRequest, raw_request: Request) ->
     responses=_answers({"model": AnthropicCountTokensResponse}, error=AnthropicErrorResponse),
 )
 async def count_tokens(request: DuetCountTokensRequest, raw_request: Request) -> Response:
-    """The tokens that would enter the language model."""
+    """Counts the prompt tokens that would enter the language model."""
     return cast(Response, await vllm_messages.count_tokens(request, raw_request))

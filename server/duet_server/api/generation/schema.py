@@ -1,7 +1,7 @@
-"""Requests with the ``compression`` field and responses with ``usage.compression``, as pydantic models.
+"""Pydantic models of requests with the ``compression`` field and of responses with ``usage.compression``.
 
-They are what OpenAPI shows. Pydantic passes the field's value on unchecked: :func:`duet_server.plan.resolve_settings`
-checks it, because it knows the served model and can say what would work.
+OpenAPI shows them. Pydantic does not check the field's value. :func:`duet_server.plan.resolve_settings` checks it,
+because it knows the served model and can say what would work.
 """
 
 from __future__ import annotations
@@ -27,32 +27,36 @@ from duet_server.api.generation.request_compression import RequestCompression
 
 
 class Compression(BaseModel):
-    """Exactly one of `preset`, `reduction`, `visual_tokens` or explicit counts (`dominant` with `contextual`, `keep`,
-    or all three); `guide` and `cluster_width` go with any."""
+    """Give exactly one of `preset`, `reduction`, `visual_tokens` or explicit counts. Explicit counts are `dominant`
+    with `contextual`, or `keep`, or all three. `guide` and `cluster_width` are optional with each of them."""
 
     model_config = ConfigDict(extra="forbid")
 
-    preset: str | None = Field(None, description="A preset's name; `GET /v1/compression` lists those of the model.")
+    preset: str | None = Field(None, description="A preset's name. `GET /v1/compression` lists the model's presets.")
     reduction: float | None = Field(
         None, ge=0, le=1, description="Share of the visual tokens to remove, averaged over decoder layers."
     )
     visual_tokens: float | None = Field(
-        None, gt=0, description="The same as a budget: visual tokens per image, averaged over decoder layers."
+        None, gt=0, description="Budget of visual tokens per image, averaged over decoder layers."
     )
     dominant: int | None = Field(
-        None, ge=1, description="Visual tokens per image that stage 1 keeps as they are, the class token included."
+        None, ge=1, description="Visual tokens per image that stage 1 keeps unchanged, including the class token."
     )
-    contextual: int | None = Field(None, ge=0, description="Visual tokens per image that stage 1 makes by merging.")
+    contextual: int | None = Field(
+        None, ge=0, description="Visual tokens per image that stage 1 makes by merging patches."
+    )
     keep: list[float] | None = Field(
         None,
-        description="For each boundary, the share of the entering visual tokens that the layers behind it hold; "
-        "from 1 to 0, never rising.",
+        description="For each boundary, the share of the entering visual tokens that the segment behind it holds. "
+        "Values are from 0 to 1 and never rise.",
     )
     cluster_width: int | None = Field(
-        None, ge=1, description="Patches to a merged token, on average; null: every patch that is left joins one."
+        None,
+        ge=1,
+        description="Average number of patches per contextual token; null: merge all patches that are not dominant.",
     )
     guide: Literal["all", "salient", "last"] = Field(
-        "salient", description="Which of the prompt's text tokens rank the visual ones in stage 2."
+        "salient", description="Which text tokens of the prompt rank the visual tokens in stage 2."
     )
     text: Literal["all", "salient", "last"] = Field(
         "salient", description="The old name of `guide`, still accepted.", deprecated=True
@@ -64,14 +68,14 @@ def _as_it_is(value: Any) -> Any:
 
 
 class CompressibleRequest(BaseModel):
-    """What the requests of every route that compresses add to vLLM's."""
+    """Adds the `compression` field and its state to vLLM's request models."""
 
     prompt_field: ClassVar[str] = "messages"
 
     compression: Annotated[str | Compression | None, SkipValidation, PlainSerializer(_as_it_is)] = Field(
         None,
-        description="How many visual tokens to drop: a preset's name or an object. Without it, the server's default. "
-        "On a request without images it does nothing.",
+        description="How many visual tokens to drop: a preset's name or an object. If missing, the server's default "
+        "applies. It has no effect on a request without images.",
         examples=["balanced", {"reduction": 0.889}, {"visual_tokens": 64}],
     )
 
@@ -79,15 +83,15 @@ class CompressibleRequest(BaseModel):
 
     @property
     def duet(self) -> RequestCompression:
-        """What compression does to this request."""
+        """The compression state of this request."""
         return self._duet
 
     def share_duet(self, other: CompressibleRequest) -> None:
-        """Have the state of ``other``, which this request was made of."""
+        """Share the state of ``other``, from which this request was made."""
         self._duet = other._duet
 
     def to_sampling_params(self, max_tokens: int, *args: Any) -> Any:
-        """vLLM's, with an answer no longer than there is room for."""
+        """vLLM's sampling parameters, with ``max_tokens`` lowered to the room that is left."""
         return super().to_sampling_params(self.duet.limit_answer(max_tokens), *args)  # type: ignore[misc]
 
 
@@ -96,23 +100,25 @@ class DuetChatCompletionRequest(CompressibleRequest, ChatCompletionRequest):
 
 
 class VisualTokens(BaseModel):
-    """Visual tokens, all images of the request together."""
+    """Numbers of visual tokens, summed over all images of the request."""
 
-    encoder: int = Field(description="Patches that the vision encoder gave.")
-    stage1: int = Field(description="Those that entered the language model.")
-    segments: list[int] = Field(description="Those held between the decoder's boundaries, first segment first.")
-    layer_average: float = Field(description="Their average over all decoder layers.")
+    encoder: int = Field(description="Patches from the vision encoder.")
+    stage1: int = Field(description="Visual tokens that entered the language model.")
+    segments: list[int] = Field(
+        description="Visual tokens that each segment (the layers between two boundaries) holds."
+    )
+    layer_average: float = Field(description="Visual tokens averaged over all decoder layers.")
 
 
 class KVCacheUsage(BaseModel):
-    """Entries of the KV cache: the prompt's tokens, text included, in each decoder layer that holds them."""
+    """The prompt's KV cache. A token-layer is one prompt token, text included, in one decoder layer."""
 
     token_layers: int
     token_layers_uncompressed: int
 
 
 class ResolvedSettings(BaseModel):
-    """The settings as they were applied, in counts per image."""
+    """The settings that were applied, as counts per image."""
 
     dominant: int | None
     contextual: int
@@ -123,7 +129,7 @@ class ResolvedSettings(BaseModel):
 
 
 class CompressionUsage(BaseModel):
-    """What compression came to on a request."""
+    """The effect of compression on a request."""
 
     visual_tokens: VisualTokens
     reduction: float = Field(description="Share of visual tokens removed, averaged over decoder layers.")
@@ -132,7 +138,7 @@ class CompressionUsage(BaseModel):
 
 
 class DuetUsageInfo(UsageInfo):
-    """vLLM's usage with what compression came to; absent on a request without images that asks for none."""
+    """vLLM's usage with `compression`, which is absent if a request has no images and no `compression` field."""
 
     compression: CompressionUsage | None = None
 
@@ -144,7 +150,7 @@ class DuetChatCompletionResponse(ChatCompletionResponse):
 
 
 def with_compression_field(request: ChatCompletionRequest, **fields: Any) -> DuetChatCompletionRequest:
-    """A chat completion that vLLM has validated: ``compression`` is an extra field of it, or one of ``fields``."""
+    """Convert a validated chat completion request. ``compression`` is one of its extra fields or of ``fields``."""
     if isinstance(request, DuetChatCompletionRequest):
         return request
     values = {**vars(request), **(request.model_extra or {}), **fields}
@@ -152,9 +158,10 @@ def with_compression_field(request: ChatCompletionRequest, **fields: Any) -> Due
 
 
 class DuetBatchChatCompletionRequest(CompressibleRequest, BatchChatCompletionRequest):
-    """vLLM's request of several conversations with the `compression` field."""
+    """vLLM's batch chat completion request with the `compression` field."""
 
     def to_chat_completion_request(self, messages: list[Any]) -> DuetChatCompletionRequest:
+        """vLLM's conversion of one conversation, with ``compression``. The result is kept for the sum of usage."""
         conversation = with_compression_field(super().to_chat_completion_request(messages))
         self.duet.conversations.append(conversation)
         return conversation
@@ -171,10 +178,12 @@ class DuetMessagesRequest(CompressibleRequest, AnthropicMessagesRequest):
 
 
 class DuetCountTokensRequest(CompressibleRequest, AnthropicCountTokensRequest):
-    """vLLM's request to count a prompt's tokens with the `compression` field."""
+    """vLLM's count-tokens request with the `compression` field."""
 
 
 class DuetAnthropicUsage(AnthropicUsage):
+    """vLLM's Messages usage with `compression`."""
+
     compression: dict[str, Any] | None = None
 
 

@@ -1,4 +1,4 @@
-"""vLLM's chat completions with compression."""
+"""vLLM's handlers of chat completions, with compression."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from duet_server.api.served_model import ServedModel
 
 
 class DuetServingChat(OpenAIServingChat):
-    """Takes the place of the chat handler that vLLM has set up, and its settings over.
+    """Replaces vLLM's chat handler and copies its attributes.
 
     Args:
-        handler: vLLM's own ``OpenAIServingChat``, or of a class that a subclass of this one extends.
-        renderer: fills the engine's fields.
+        handler: vLLM's own ``OpenAIServingChat``, or in a subclass the vLLM handler that the subclass extends.
+        renderer: fills the fields that the engine reads.
     """
 
     online_renderer: DuetRenderer
@@ -44,10 +44,10 @@ class DuetServingChat(OpenAIServingChat):
         return await super().create_chat_completion(with_compression_field(request), raw_request)
 
     async def plan_chat(self, request: DuetChatCompletionRequest) -> CompressedPrompt | ErrorResponse:
-        """What the request would come to, without sending anything to the engine.
+        """Compress the request's prompt without sending anything to the engine.
 
         Raises:
-            RequestRefusedError: as the request itself would be refused, or on a model without compression.
+            RequestRefusedError: if the request itself would be refused, or on a model without compression.
         """
         error = await self._check_model(request)
         result = error or await self.online_renderer.render_chat(request, skip_mm_cache=True)
@@ -72,7 +72,7 @@ class DuetServingChat(OpenAIServingChat):
 
 
 class DuetServingChatBatch(DuetServingChat, OpenAIServingChatBatch):
-    """Several conversations in one request, all with its settings; usage is their sum."""
+    """Several conversations in one request. All use its settings, and their usage is summed."""
 
     async def chat_completion_full_generator_batch(
         self, request: DuetBatchChatCompletionRequest, *args: Any, **kwargs: Any

@@ -1,4 +1,4 @@
-"""vLLM's Messages API, Anthropic's, with compression."""
+"""vLLM's handler of Anthropic's Messages API, with compression."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from duet_server.api.generation.usage import with_message_usage
 
 
 class DuetServingMessages(DuetServingChat, AnthropicServingMessages):
-    """Takes the place of the handler that vLLM has set up, and its settings over."""
+    """Replaces vLLM's Messages handler and copies its attributes."""
 
     @classmethod
     def to_chat_completion_request(
@@ -47,11 +47,11 @@ class DuetServingMessages(DuetServingChat, AnthropicServingMessages):
         return _stream_with_usage(answer, usage) if isinstance(answer, AsyncGenerator) else answer
 
     async def count_tokens(self, request: DuetCountTokensRequest, raw_request: Request | None = None) -> Any:
-        """The tokens that enter the language model, as the answer's usage would count them."""
+        """Count the tokens that enter the language model, as a response's ``usage`` does."""
         return await self._answer_refusals(super().count_tokens(request, raw_request))
 
     async def _answer_refusals(self, answer: Any) -> Any:
-        """vLLM's route would log them as failures of its own; it gives an error answer Anthropic's shape."""
+        """Turn refusals into error responses. vLLM's route would log an exception as a failure of the server."""
         try:
             return await answer
         except RequestRefusedError as error:

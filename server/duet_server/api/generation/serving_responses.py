@@ -1,4 +1,4 @@
-"""vLLM's Responses API with compression."""
+"""vLLM's handler of OpenAI's Responses API, with compression."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from duet_server.api.generation.usage import with_usage
 
 
 class DuetServingResponses(OpenAIServingResponses):
-    """Takes the place of the handler that vLLM has set up, and its settings and stored responses over."""
+    """Replaces vLLM's Responses handler and copies its attributes, including stored responses."""
 
     online_renderer: DuetRenderer
 
@@ -22,12 +22,15 @@ class DuetServingResponses(OpenAIServingResponses):
         self.online_renderer = renderer
 
     async def responses_full_generator(self, request: DuetResponsesRequest, *args: Any, **kwargs: Any) -> Any:
-        """Makes the response, and of a stream the last event's."""
+        """Makes the full response; in a stream, vLLM sends it in the last event."""
         response = await super().responses_full_generator(request, *args, **kwargs)
         return with_usage(response, self.online_renderer.usage(request))
 
     async def _render_next_turn(self, request: DuetResponsesRequest, messages: list[Any]) -> Any:
-        """After a built-in tool's call vLLM goes on with the first prompt's sampling parameters, and so its rows."""
+        """Refuse a turn after a built-in tool's call if stage 2 drops tokens.
+
+        vLLM would reuse the sampling parameters of the first prompt, and with them its guiding rows.
+        """
         if request.duet.prompt is not None and request.duet.prompt.drops:
             raise RequestRefusedError("unsupported", "tools", "a built-in tool", "none with stage 2 on")
         return await super()._render_next_turn(request, messages)

@@ -1,4 +1,4 @@
-"""``usage.compression`` in responses and in the usage chunk of streams."""
+"""Adds ``usage.compression`` to responses and to the usage chunk of streams."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MESSAGE_DELTA = "event: message_delta\ndata: "
 
 
 def with_usage(response: Any, usage: Mapping[str, Any] | None) -> Any:
-    """A full response with its ``usage.compression``, which OpenAI's models in vLLM carry as an extra field."""
+    """Add ``usage.compression`` to a full response. vLLM's models of OpenAI's API accept it as an extra field."""
     if usage is not None and not isinstance(response, ErrorResponse):
         response.usage.compression = dict(usage)
     return response
 
 
 def total_usage(usages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """The sum over prompts with the same settings; None where none of them has any."""
+    """The summed usage of prompts with the same settings; None if no prompt has any."""
     present = [usage for usage in usages if usage is not None]
     if not present:
         return None
@@ -31,10 +31,10 @@ def total_usage(usages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | 
 
 
 def with_usage_chunk(event: str, usage: Mapping[str, Any]) -> str:
-    """A stream's event, with ``usage.compression`` if it is the one that reports usage, else as it is.
+    """Add ``usage.compression`` to the event of a stream that reports usage. Other events are returned unchanged.
 
-    That event alone has usage and no choices. vLLM builds it out of reach, so its text is read back, once a stream; an
-    answer cannot be mistaken for it, because JSON escapes the quotes inside of text.
+    Only that event has usage and no choices. vLLM offers no hook where it is built, so its text is parsed, once per
+    stream. Generated text cannot be mistaken for it, because JSON escapes quotes inside text.
     """
     if not event.startswith(_EVENT) or _NO_CHOICES not in event:
         return event
@@ -46,7 +46,7 @@ def with_usage_chunk(event: str, usage: Mapping[str, Any]) -> str:
 
 
 def with_message_usage(event: str, usage: Mapping[str, Any]) -> str:
-    """An event of Anthropic's stream, with ``usage.compression`` if it is the one that reports all usage."""
+    """Add ``usage.compression`` to the event of an Anthropic stream that reports the total usage."""
     if not event.startswith(_MESSAGE_DELTA):
         return event
     chunk = json.loads(event.removeprefix(_MESSAGE_DELTA))
@@ -59,7 +59,7 @@ def _dump(chunk: Any) -> str:
 
 
 def _sum(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Key by key, and in a list item by item."""
+    """Sum key by key; lists are summed item by item."""
     columns = {key: [count[key] for count in counts] for key in counts[0]}
     return {
         key: [sum(items) for items in zip(*column, strict=True)] if isinstance(column[0], list) else sum(column)

@@ -1,1 +1,1 @@
-"""The routes that show: what this server offers, what a request would cost, which patches it keeps."""
+"""The inspection routes: what this server offers, what a request would cost, which patches it keeps."""

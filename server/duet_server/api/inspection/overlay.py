@@ -1,4 +1,4 @@
-"""The kept patches drawn on the pictures, as the vision tower saw them: a PNG for whoever asks for one."""
+"""Draws the kept patches on the pictures, as the vision tower sees them, and returns a PNG."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PAPER, INK = "white", "black"
 
 
 def draw_overlay(pictures: Sequence[Picture], patches: Sequence[Mapping[str, Any]], processor: Any) -> bytes:
-    """A row per picture: the picture, then each segment with what it dropped dark and what was merged tinted.
+    """One row per picture: the picture, then one view per segment, with dropped patches dark and merged ones tinted.
 
     Args:
-        pictures: as the prompt has them.
-        patches: of each, as :func:`duet_server.api.inspection.patches.describe_patches` gives them.
-        processor: the image processor, for the mean and deviation that it normalizes by.
+        pictures: in the prompt's order.
+        patches: one entry per picture, from :func:`duet_server.api.inspection.patches.describe_patches`.
+        processor: the image processor; its mean and standard deviation undo the normalization.
     """
     rows = [_row(_seen(picture, processor), described) for picture, described in zip(pictures, patches, strict=True)]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
@@ -36,7 +36,7 @@ def draw_overlay(pictures: Sequence[Picture], patches: Sequence[Mapping[str, Any
 
 
 def _seen(picture: Picture, processor: Any) -> np.ndarray:
-    """``[height, width, 3]`` uint8."""
+    """The picture without normalization: ``[height, width, 3]`` uint8."""
     pixels = picture.pixels.float().numpy().transpose(1, 2, 0)
     seen: np.ndarray = 255 * (pixels * processor.image_std + processor.image_mean)
     return seen.round().clip(0, 255).astype(np.uint8)
@@ -66,7 +66,7 @@ def _view(seen: np.ndarray, described: Mapping[str, Any], segment: Mapping[str, 
 
 
 def _mask(patches: Sequence[int], num_rows: int, num_columns: int, seen: np.ndarray) -> np.ndarray:
-    """``[height, width, 1]``, true on the pixels of the patches."""
+    """``[height, width, 1]``, true for the pixels of these patches."""
     grid = np.zeros(num_rows * num_columns, dtype=bool)
     grid[list(patches)] = True
     height, width = seen.shape[0] // num_rows, seen.shape[1] // num_columns

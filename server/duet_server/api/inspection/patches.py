@@ -1,4 +1,4 @@
-"""Which patches of every picture each stage and segment kept: what the engine noted, in terms of the pictures."""
+"""Translates the engine's trace into patches: which patches of every picture each stage and segment kept."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from typing import Any
 from duet_server.plan import ModelShape
 from duet_server.plan.wire import TRACE_KEY, TracedPicture
 
-Trace = Mapping[str, Mapping[int, Any]]  # as duet_server.engine.trace.Traces.take gives it
+Trace = Mapping[str, Mapping[int, Any]]  # the result of duet_server.engine.trace.Traces.take
 NOTHING: Trace = {"images": {}, "segments": {}}
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image of a prompt. ``span`` are its rows, ``image_idx`` is what the engine calls it, sizes are in pixels;
-    ``pixels`` is what the tower sees, ``[3, height, width]`` and normalized."""
+    """One picture of a prompt.
+
+    Attributes:
+        image_idx: its index in the engine's trace.
+        span: its rows in the prompt.
+        width: of the client's picture, in pixels.
+        height: of the client's picture, in pixels.
+        pixels: the vision tower's input, ``[3, height, width]``, normalized.
+    """
 
     image_idx: int
     span: tuple[int, int]
@@ -27,7 +34,7 @@ class Picture:
 
 
 def pictures_of(engine_input: Mapping[str, Any], spans: Sequence[tuple[int, int]]) -> list[Picture]:
-    """The pictures of a prompt that was rendered to be traced, in its order.
+    """The pictures of a prompt that was rendered for a trace, in the prompt's order.
 
     vLLM keeps one copy of a repeated picture, so every span is looked up by its picture's hash.
     """
@@ -44,14 +51,14 @@ def pictures_of(engine_input: Mapping[str, Any], spans: Sequence[tuple[int, int]
 def describe_patches(
     pictures: Sequence[Picture], trace: Trace, num_prompt_tokens: int, shape: ModelShape, processor: Any
 ) -> list[dict[str, Any]]:
-    """Per picture as :class:`duet_server.api.generation.schema.PicturePatches`.
+    """One :class:`duet_server.api.inspection.schema.PicturePatches` per picture, as a dictionary.
 
     Args:
-        pictures: as the prompt has them.
-        trace: what the engine noted.
-        num_prompt_tokens: tokens that entered the language model.
-        shape: the model.
-        processor: the Hugging Face image processor, whose resizing and cropping decide what the patches cover.
+        pictures: in the prompt's order.
+        trace: the engine's trace of the request.
+        num_prompt_tokens: prompt tokens that entered the language model.
+        shape: the model's shape.
+        processor: the Hugging Face image processor. Its resizing and cropping decide which area the patches cover.
     """
     segments = _segments(trace, num_prompt_tokens, len(shape.boundaries) + 1)
     layers = list(pairwise((0, *shape.boundaries, shape.decoder.num_layers)))
@@ -78,10 +85,12 @@ def describe_patches(
 
 
 def covered_area(width: int, height: int, processor: Any) -> dict[str, float]:
-    """The part of a picture that its patches cover, in its own pixels; it leaves the picture where that is padded.
+    """The area that the patches cover, in the picture's own pixels. If the processor pads, it exceeds the picture.
 
     Args:
-        processor: an image processor of CLIP's kind, which resizes and then crops the centre.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        processor: an image processor like CLIP's, which resizes the picture and then crops the center.
     """
     size, crop = dict(processor.size), dict(processor.crop_size or {})
     shortest = size.get("shortest_edge")
@@ -98,11 +107,11 @@ def covered_area(width: int, height: int, processor: Any) -> dict[str, float]:
 
 
 def _segments(trace: Trace, num_tokens: int, num_segments: int) -> list[tuple[list[int], dict[int, float]]]:
-    """Of every segment the prompt's rows that it holds, and the score of those that it was chosen from."""
+    """For each segment: the prompt's rows that it holds, and the score of every row that stage 2 chose from."""
     segments: list[tuple[list[int], dict[int, float]]] = [(list(range(num_tokens)), {})]
     for segment_idx in range(1, num_segments):
         previous, noted = segments[-1][0], trace["segments"].get(segment_idx)
-        if noted is None:  # where nothing was dropped
+        if noted is None:  # nothing was dropped here
             segments.append((previous, {}))
             continue
         scores = {previous[first + place]: score for first, pool in noted["scores"] for place, score in enumerate(pool)}
@@ -111,7 +120,7 @@ def _segments(trace: Trace, num_tokens: int, num_segments: int) -> list[tuple[li
 
 
 def _held(span: tuple[int, int], rows: Sequence[int], patches: Sequence[int], *, has_cls: bool) -> dict[str, Any]:
-    """What a segment holds of a picture: its rows are CLS, patches kept as they are, and those that were merged."""
+    """What a segment holds of a picture. Its rows in ``span`` are CLS (if any), patches, then contextual tokens."""
     start, end = span
     places = [row - start - int(has_cls) for row in rows if start <= row < end]
     return {
@@ -122,7 +131,7 @@ def _held(span: tuple[int, int], rows: Sequence[int], patches: Sequence[int], *,
 
 
 def _scores(span: tuple[int, int], previous: Sequence[int], scores: Mapping[int, float]) -> list[float] | None:
-    """In the order of what the segment before held: CLS, patches, contextual."""
+    """Scores in the order of the previous segment's rows: CLS, patches, contextual tokens."""
     picture_scores = [scores[row] for row in previous if span[0] <= row < span[1] and row in scores]
     return picture_scores or None
 

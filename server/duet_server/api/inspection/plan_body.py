@@ -1,4 +1,4 @@
-"""The body of ``POST /v1/compression/plan``: a request's costs with compression and without."""
+"""The response of ``POST /v1/compression/plan``: the costs of a request with and without compression."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from duet_server.plan import ModelShape, kv_bytes, prefill_flops
 
 
 def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
-    """As :class:`duet_server.api.generation.schema.CompressionPlan`."""
+    """A :class:`duet_server.api.inspection.schema.CompressionPlan` as a dictionary."""
     shape = served.shape
     assert shape is not None, f"{served=}"
     usage = prompt.usage(shape)

@@ -1,4 +1,4 @@
-"""``POST /v1/compression/preview``: a chat completion's first token, and what both stages chose on the way to it."""
+"""``POST /v1/compression/preview``: prefills a chat completion and shows which tokens both stages kept."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ from duet_server.api.inspection.patches import NOTHING, Picture, Trace, describe
 from duet_server.api.inspection.plan_body import plan_body
 from duet_server.plan.wire import MAX_TRACE_ID
 
-_running = asyncio.Semaphore(8)  # far fewer than the engine keeps notes of
+_running = asyncio.Semaphore(8)  # far fewer than the traces that the engine keeps
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a chat completion's compression came to in the engine."""
+    """The result of compressing a chat completion in the engine."""
 
     prompt: CompressedPrompt
     pictures: list[Picture]
-    patches: list[dict[str, Any]]  # of each picture
+    patches: list[dict[str, Any]]  # one entry per picture
     processor: Any
 
     def body(self, handler: DuetServingChat) -> dict[str, Any]:
-        """As :class:`duet_server.api.generation.schema.CompressionPreview`."""
+        """A :class:`duet_server.api.inspection.schema.CompressionPreview` as a dictionary."""
         return plan_body(self.prompt, handler.served) | {"patches": self.patches}
 
     def png(self) -> bytes:
-        """Raises RequestRefusedError where there is no picture to draw on."""
+        """The pictures with their kept patches. Raises RequestRefusedError if there is no picture."""
         if not self.pictures:
-            raise RequestRefusedError("unsupported", "messages", "no picture", "one, or Accept: application/json")
+            raise RequestRefusedError(
+                "unsupported", "messages", "no picture", "at least one, or Accept: application/json"
+            )
         return draw_overlay(self.pictures, self.patches, self.processor)
 
 
 async def preview_chat(
     handler: DuetServingChat, request: DuetChatCompletionRequest, raw_request: Request
 ) -> Preview | ErrorResponse:
-    """Have the engine prefill the request, whatever it has cached of it, and say what it kept.
+    """Let the engine prefill the request without using its caches, and report which tokens it kept.
 
     Raises:
-        RequestRefusedError: as the request itself would be refused, or on a model without compression.
+        RequestRefusedError: if the request itself would be refused, or on a model without compression.
     """
     request.duet.trace_id = trace_id = secrets.randbelow(MAX_TRACE_ID) + 1
     rendered = await handler.render_chat_request(request)
@@ -67,20 +69,20 @@ async def preview_chat(
     pictures = pictures_of(engine_input, prompt.visual_spans) if prompt.visual_spans else []
     misses_picture = any(picture.image_idx not in trace["images"] for picture in pictures)
     has_stage1 = compressed.settings.dominant is not None
-    # It was aborted, or later previews pushed its notes out.
+    # The request was aborted, or the engine dropped its trace in favor of later ones.
     if (has_stage1 and misses_picture) or (compressed.drops and not trace["segments"]):
-        raise RetryableRequestError("The engine has given this preview up. Try again.")
+        raise RetryableRequestError("The engine dropped this preview. Try again.")
     processor = handler.renderer.get_mm_processor().info.get_hf_processor().image_processor
     patches = describe_patches(pictures, trace, len(prompt.token_ids), shape, processor)
     return Preview(compressed, pictures, patches, processor)
 
 
 async def _run(engine: Any, engine_input: Any, request_id: str, extra_args: Any, trace_id: int) -> Trace:
-    """What the workers noted of one prefill."""
+    """Run one prefill and return the workers' trace of it."""
     params = SamplingParams(
         temperature=0, max_tokens=1, extra_args=extra_args, output_kind=RequestOutputKind.FINAL_ONLY
     )
-    # A question to the workers is answered by those of the first engine.
+    # The first engine's workers answer take_trace below, so the prompt must run there.
     rank = 0 if engine.vllm_config.parallel_config.data_parallel_size > 1 else None
     async for _ in engine.generate(engine_input, params, request_id, data_parallel_rank=rank):
         pass

@@ -1,4 +1,4 @@
-"""The routes under ``/v1/compression``: what this server offers, what a request would cost, what it would keep."""
+"""The routes under ``/v1/compression``: what this server offers, what a request would cost, which patches it keeps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 @router.get("/v1/compression", response_model=CompressionInfo, response_model_exclude_unset=True)
 async def show_compression(raw_request: Request) -> dict[str, Any]:
-    """Boundaries, presets in this model's counts, limits."""
+    """The model's boundaries, its presets as token counts, and the server's limits."""
     served: ServedModel = raw_request.app.state.duet.served
     return served.describe()
 
@@ -44,7 +44,7 @@ async def show_compression(raw_request: Request) -> dict[str, Any]:
     responses={HTTPStatus.OK.value: {"model": CompressionPlan}, **_ERRORS},
 )
 async def plan_compression(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
-    """What a chat completion with this body would come to: token counts of every stage, KV bytes and FLOPs."""
+    """What a chat completion with this body would cost: tokens of every segment, KV cache bytes and FLOPs."""
     handler: DuetServingChat = raw_request.app.state.openai_serving_chat
     planned = await handler.plan_chat(request)
     if isinstance(planned, ErrorResponse):
@@ -59,9 +59,9 @@ async def plan_compression(request: DuetChatCompletionRequest, raw_request: Requ
 )
 @with_cancellation  # type: ignore[untyped-decorator]
 async def preview_compression(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
-    """The same, and which patches each stage kept of the pictures: the engine runs the prompt for one token.
+    """The costs as from `/v1/compression/plan`, and the patches that each stage kept. The engine runs the prompt.
 
-    Under `Accept: image/png` the pictures themselves, with what was dropped dark and what was merged tinted.
+    With `Accept: image/png`, the response is the pictures, with dropped patches dark and merged patches tinted.
     """
     handler: DuetServingChat = raw_request.app.state.openai_serving_chat
     preview = await preview_chat(handler, request, raw_request)

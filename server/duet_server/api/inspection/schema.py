@@ -10,7 +10,7 @@ from duet_server.api.generation.schema import CompressionUsage
 
 
 class SegmentCounts(BaseModel):
-    """The prompt between two boundaries."""
+    """Token counts of one segment: the decoder layers between two boundaries."""
 
     layers: tuple[int, int] = Field(description="Decoder layers [start, end).")
     tokens: int = Field(description="Prompt tokens, text included.")
@@ -18,73 +18,73 @@ class SegmentCounts(BaseModel):
 
 
 class Cost(BaseModel):
-    """One number with compression and without."""
+    """One number with and without compression."""
 
     compressed: float
     uncompressed: float
 
 
 class CompressionPlan(BaseModel):
-    """What a request would come to, without generating."""
+    """What a request would cost. Nothing is generated."""
 
     model: str
     images: int
     prompt_tokens: Cost = Field(description="Prompt tokens that enter the language model.")
     segments: list[SegmentCounts]
     kv_cache_bytes: Cost = Field(description="Keys and values of the prompt in all decoder layers.")
-    prefill_flops: Cost = Field(description="From pixels to the first token's logits, matrix products only.")
+    prefill_flops: Cost = Field(description="FLOPs of matrix products, from pixels to the first token's logits.")
     compression: CompressionUsage | None
     notice: str | None = None
 
 
 class ContextualToken(BaseModel):
-    """A visual token that stage 1 made by merging."""
+    """A visual token that stage 1 made by merging patches."""
 
     anchor: int
-    patches: list[int] = Field(description="All that it is made of, the anchor included.")
+    patches: list[int] = Field(description="All merged patches, including the anchor.")
 
 
 class Stage1Patches(BaseModel):
-    """What stage 1 made of a picture."""
+    """The result of stage 1 for one picture."""
 
-    dominant: list[int] = Field(description="Patches that it kept as they are, ascending.")
+    dominant: list[int] = Field(description="Patches that it kept unchanged, in ascending order.")
     contextual: list[ContextualToken]
-    scores: list[float] = Field(description="Of every patch, by which the dominant ones were chosen.")
+    scores: list[float] = Field(description="One score per patch. Stage 1 chose the dominant patches by these scores.")
 
 
 class SegmentPatches(BaseModel):
-    """What the decoder layers between two boundaries hold of a picture."""
+    """What one segment (the decoder layers between two boundaries) holds of a picture."""
 
     layers: tuple[int, int] = Field(description="Decoder layers [start, end).")
-    cls: bool = Field(description="Whether they hold the vision tower's class token.")
-    patches: list[int] = Field(description="Patches held as they are, ascending.")
-    contextual: list[int] = Field(description="Which of stage 1's contextual tokens they hold.")
+    cls: bool = Field(description="Whether it holds the vision tower's class token.")
+    patches: list[int] = Field(description="Unchanged patches that it holds, in ascending order.")
+    contextual: list[int] = Field(description="Indices of the contextual tokens (see stage1) that it holds.")
     scores: list[float] | None = Field(
-        description="Of everything that the segment before held of the picture (class token, patches, contextual "
-        "tokens), by which stage 2 chose; null where it had no choice."
+        description="One score per token that the previous segment held of the picture, in the order class token, "
+        "patches, contextual tokens. Stage 2 chose by these scores. null if it dropped nothing here."
     )
 
 
 class PicturePatches(BaseModel):
-    """Which patches of one picture were kept; they are numbered row by row."""
+    """The kept patches of one picture. Patches are numbered row by row."""
 
     grid: tuple[int, int] = Field(description="Rows and columns of patches.")
-    picture: dict[Literal["width", "height"], int] = Field(description="Its size in pixels.")
+    picture: dict[Literal["width", "height"], int] = Field(description="The picture's size in pixels.")
     area: dict[Literal["left", "top", "width", "height"], float] = Field(
-        description="The part of the picture, in its own pixels, that the patches cover."
+        description="The part of the picture that the patches cover, in its own pixels."
     )
-    stage1: Stage1Patches | None = Field(description="null where stage 1 is off and every patch entered.")
+    stage1: Stage1Patches | None = Field(description="null if stage 1 is off: every patch enters the language model.")
     segments: list[SegmentPatches]
 
 
 class CompressionPreview(CompressionPlan):
-    """What a request comes to, and which patches of its pictures the engine kept."""
+    """The costs of a request, and the patches of its pictures that the engine kept."""
 
     patches: list[PicturePatches] = Field(description="One entry per picture, in the prompt's order.")
 
 
 class CompressionInfo(BaseModel):
-    """What this server offers."""
+    """The compression that this server offers."""
 
     model_config = ConfigDict(extra="allow")
 

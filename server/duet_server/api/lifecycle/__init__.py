@@ -1,1 +1,1 @@
-"""From start to drained: health, the gate for requests, the engine's health, one id per request."""
+"""The server from its start to its end: health routes, request gate, engine health, request ids, shutdown."""

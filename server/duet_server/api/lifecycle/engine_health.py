@@ -1,4 +1,4 @@
-"""Whether the engine steps: its loop is asked, between two steps, to ask its workers."""
+"""Checks that the engine still steps: its loop answers between two steps, after it has asked its workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERVAL_S = 2.0
 
 
 class EnginePulse:
-    """Asks again and again. While the engine is silent, one question is under way, however long that lasts."""
+    """Asks the engine at regular intervals. While it is silent, the last question stays pending and none is added."""
 
     def __init__(self, engine: Any, limit_s: float) -> None:
         self._engine, self._limit_s = engine, limit_s
@@ -31,12 +31,12 @@ class EnginePulse:
             except EngineDeadError:
                 return
             except Exception as error:
-                logger.warning("The engine's workers do not answer as they should: %s", error)
+                logger.warning("The health check of the engine's workers failed: %s", error)
             await asyncio.sleep(interval_s)
 
     @property
     def problem(self) -> str | None:
-        """Why the engine cannot be relied on now."""
+        """Why the engine is not healthy now; None if it is."""
         if self._engine.errored:
             return "The engine has died."
         if self._answered_at is None:

@@ -1,4 +1,4 @@
-"""The gate for requests: it counts those in flight and turns new ones away while the server cannot answer them."""
+"""The gate for requests: counts the requests in flight, and refuses new ones if the server cannot answer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 from vllm.exceptions import RetryableRequestError
 
 ALWAYS_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
-RETRY_AFTER_S = 5  # by then a load balancer has noticed
+RETRY_AFTER_S = 5  # by then, a load balancer sends requests elsewhere
 
 
 def unavailable(message: str) -> Response:
-    """A 503 in OpenAI's shape."""
+    """A 503 in OpenAI's error shape."""
     error = create_error_response(RetryableRequestError(message))
     headers = {"Retry-After": str(RETRY_AFTER_S), "Connection": "close"}
     return JSONResponse(error.model_dump(), HTTPStatus.SERVICE_UNAVAILABLE, headers)
 
 
 class Gate:
-    """Open until the server drains or its engine has died."""
+    """Open until the server drains or its engine dies."""
 
     def __init__(self, engine: Any) -> None:
         self.draining = False
@@ -35,9 +35,9 @@ class Gate:
 
     @property
     def closed(self) -> str | None:
-        """Why no request is let in, as a client reads it."""
+        """Why the gate is closed, as a message for clients; None while it is open."""
         if self._engine.errored:
-            return "The engine has died, and this server is about to end. Try again."
+            return "The engine has died and this server is about to stop. Try again."
         return "This server is shutting down. Try again." if self.draining else None
 
     async def emptied(self) -> None:
@@ -45,10 +45,12 @@ class Gate:
         await self._empty.wait()
 
     async def engine_died(self, request: Request, error: Exception) -> Response:
-        """Exception handler of EngineDeadError. vLLM's would also close the listening socket at once."""
+        """Exception handler of EngineDeadError. vLLM's own would also close the listening socket at once."""
         return unavailable(self.closed or str(error))
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Returns the app behind the gate."""
+
         async def gated(scope: Scope, receive: Receive, send: Send) -> None:
             path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
             if scope["type"] != "http" or path in ALWAYS_OPEN:
@@ -64,7 +66,7 @@ class Gate:
         answered = False
 
         async def send_or_excuse(message: Message) -> None:
-            """Routes with an error handling of their own answer a dead engine with 500."""
+            """Sends 503 instead of 500 if the engine is dead: some routes handle that error themselves."""
             nonlocal answered
             if message.get("status") == HTTPStatus.INTERNAL_SERVER_ERROR and self._engine.errored and not answered:
                 answered = True

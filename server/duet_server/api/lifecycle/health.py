@@ -1,4 +1,4 @@
-"""Health for orchestrators: whether the process answers, and whether requests should be sent to it."""
+"""Health routes for orchestrators: whether the process is alive, and whether it should receive requests."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ router = APIRouter()
 
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """The API process answers, whatever its engine does: if not, restart it."""
+    """Liveness: the API process answers, even if its engine does not. If this fails, restart the process."""
     return {"status": "ok"}
 
 
 @router.get("/health/ready", responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {}})
 async def ready(raw_request: Request) -> Response:
-    """The engine steps and new requests are let in: if not, send them elsewhere."""
+    """Readiness: the engine works and new requests are accepted. If this fails, send requests elsewhere."""
     problem = raw_request.app.state.duet.life.problem
     if problem is None:
         return JSONResponse({"status": "ok"})

@@ -1,4 +1,4 @@
-"""One id for a request in its headers, its body, vLLM's ids and the logs."""
+"""Gives every request one id, for its headers, error bodies, vLLM's own ids and the logs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ACCEPTED = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
 def chosen_id(headers: Headers) -> str:
-    """The client's id where it is fit for headers and logs, else a new one."""
+    """The client's id if it is safe in headers and logs, else a new one."""
     given = headers.get(HEADER, "")
     return given if _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
 
 
 class RequestIdMiddleware:
-    """Outermost, so that every answer has the id. vLLM's handlers read it from the request's header for theirs."""
+    """Outermost, so that every response has the id. vLLM's handlers take their ids from the request's header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -42,7 +42,7 @@ class RequestIdMiddleware:
         try:
             await self.app(scope, receive, answer.send)
         except Exception as error:
-            # Starlette would answer from outside of all middleware, without the id.
+            # Starlette would answer outside all middleware, so without the id.
             if scope["type"] == "http" and not answer.started:
                 await (await exception_handler(Request(scope), error))(scope, receive, answer.send)
             raise
@@ -51,7 +51,7 @@ class RequestIdMiddleware:
 
 
 class _Answer:
-    """Puts the id into an answer's header and, where it is an error, into its ``error`` object."""
+    """Puts the id into the response's header and, for an error, into its ``error`` object."""
 
     def __init__(self, to_client: Send, id: str) -> None:
         self.started = False

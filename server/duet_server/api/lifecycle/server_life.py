@@ -1,4 +1,4 @@
-"""The life of the server process: signals drain it, and it does not outlive its engine."""
+"""Start and end of the server process: signals drain it, and it stops if its engine dies."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from duet_server.api.lifecycle.gate import Gate
 logger = init_logger(f"vllm.{__name__}")
 
 WATCH_S = 0.25
-LINGER_S = 1.0  # before the socket closes: what is on its way gets an answer
-CUT_S = 2.0  # for what is cut to be told so
+LINGER_S = 1.0  # time before the socket closes, for requests that are already on their way
+CUT_S = 2.0  # time for aborted requests to receive their last chunk
 
 
 class ServerLife:
-    """What runs beside the requests, from the app's start to its end.
+    """Runs in parallel to the requests, from the app's start to its end.
 
     Args:
-        state: the app's; vLLM puts uvicorn's server there before it starts it.
-        args: where ``cli.py`` finds, as ``duet_failure``, why the server ended if not by a signal.
-        stall_timeout_s: silence after which the engine counts as stalled.
+        engine: vLLM's engine client.
+        state: the app's state. vLLM stores uvicorn's server there before it starts it.
+        args: receives ``duet_failure``, the reason why the server ended if not by a signal, for ``cli.py``.
+        stall_timeout_s: how long the engine may be silent before it counts as stalled.
     """
 
     def __init__(self, engine: Any, state: State, args: Namespace, stall_timeout_s: float) -> None:
@@ -42,11 +43,11 @@ class ServerLife:
 
     @property
     def problem(self) -> str | None:
-        """Why the server is not ready."""
+        """Why the server is not ready; None if it is."""
         return self.gate.closed or self.pulse.problem
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Runs with the app's lifespan, which uvicorn starts once vLLM's signal handlers stand; ours replace them."""
+        """Starts with the app's lifespan: then vLLM's signal handlers are installed, and ours can replace them."""
 
         async def living(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "lifespan":
@@ -63,7 +64,7 @@ class ServerLife:
         return living
 
     def _catch_signals(self) -> None:
-        if hasattr(self._state, "server"):  # no other than vLLM's is ours to end
+        if hasattr(self._state, "server"):  # only replace the signal handlers of vLLM's own server
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
@@ -72,11 +73,11 @@ class ServerLife:
             self.gate.draining = True
             self._drain = asyncio.create_task(self._drain_and_stop())
         elif self._patience is not None:
-            with suppress(RuntimeError):  # nothing is waited for any more
+            with suppress(RuntimeError):  # the wait is already over
                 self._patience.reschedule(asyncio.get_running_loop().time())
 
     async def _drain_and_stop(self) -> None:
-        """Wait for the requests in flight, at most ``--shutdown-timeout``; those that are left are cut."""
+        """Wait for the requests in flight, at most ``--shutdown-timeout`` seconds, then abort the rest."""
         limit_s = self._engine.vllm_config.shutdown_timeout
         logger.info(
             "Shutting down: %d requests in flight have %d s to finish, new ones get 503. Signal again to stop at once.",
@@ -93,21 +94,21 @@ class ServerLife:
             await self._stop()
 
     async def _cut(self) -> None:
-        """End the requests in flight with what they have, finish reason "abort"."""
-        logger.warning("%d requests in flight are cut.", self.gate.num_in_flight)
+        """Abort the requests in flight. Clients get the tokens so far and the finish reason "abort"."""
+        logger.warning("Aborting %d requests in flight.", self.gate.num_in_flight)
         try:
             async with asyncio.timeout(CUT_S):
                 await self._engine.pause_generation(mode="abort", clear_cache=False)
                 await self.gate.emptied()
         except TimeoutError:
-            self._engine.vllm_config.shutdown_timeout = 0  # it does not answer: vLLM is not to wait for it either
+            self._engine.vllm_config.shutdown_timeout = 0  # the engine does not answer: vLLM must not wait either
         except EngineDeadError:
             return
-        except Exception as error:  # it has got the signal, too, and takes no more orders
-            logger.warning("The engine does not cut them: %s", error)
+        except Exception as error:  # the engine received the signal as well and refuses commands
+            logger.warning("The engine did not abort the requests: %s", error)
 
     async def _watch(self) -> None:
-        """Log when the engine stalls and when it recovers; end with it."""
+        """Log when the engine stalls or recovers, and stop the server when the engine dies."""
         known = None
         while not self._engine.errored:
             await asyncio.sleep(WATCH_S)
@@ -117,16 +118,16 @@ class ServerLife:
                 known = problem
         if envs.VLLM_KEEP_ALIVE_ON_ENGINE_DEATH:
             return
-        if self.gate.draining:  # the drain ends the server; the engine may have had the signal, too
+        if self.gate.draining:  # the drain stops the server; the engine may have received the signal as well
             if self.gate.num_in_flight:
-                logger.error("The engine has ended before the requests in flight.")
+                logger.error("The engine ended before the requests in flight were finished.")
             return
         self._args.duet_failure = "the engine died"
-        logger.error("The engine has died: requests get 503 and the server ends.")
+        logger.error("The engine has died: requests get 503 and the server stops.")
         await self._stop()
 
     async def _stop(self) -> None:
-        """End uvicorn's server, and with it vLLM's, as vLLM does where its engine fails."""
+        """Stop uvicorn's server, and with it vLLM's, as vLLM does if its engine fails."""
         await asyncio.sleep(LINGER_S)
-        self._state.server.config.timeout_graceful_shutdown = CUT_S  # for clients that do not read their answers
+        self._state.server.config.timeout_graceful_shutdown = CUT_S  # some clients do not read their responses
         self._state.server.should_exit = True

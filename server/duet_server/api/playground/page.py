@@ -1,4 +1,4 @@
-"""The playground: a page at ``/`` and its files under ``/playground/``, as they lie in ``static``."""
+"""The playground: a page at ``/`` and its files under ``/playground/``, unchanged from ``static``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
 HEADERS = {
-    # The page's own files and the server's own API; pictures are read and drawn inside the browser.
+    # Allows only the page's own files and the server's own API. The browser itself reads and draws pictures.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # kept, but asked for anew by its ETag: modules of two releases must not mix
+    "Cache-Control": "no-cache",  # cached, but checked by ETag each time: modules of two releases must not mix
 }
 
 
 class PlaygroundFiles(StaticFiles):
-    """Starlette's, with our headers."""
+    """Starlette's static files with our headers."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -28,7 +28,7 @@ class PlaygroundFiles(StaticFiles):
 
 
 def attach_playground(app: FastAPI) -> None:
-    """Serve the page; neither route shows in OpenAPI."""
+    """Serve the page and its files. OpenAPI does not list them."""
     files = PlaygroundFiles(directory=Path(__file__).parent / "static")
 
     async def show_page(request: Request) -> Response:

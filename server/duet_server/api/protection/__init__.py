@@ -1,4 +1,4 @@
-"""What guards the server: where pictures may come from, how much a request may ask for, what errors may say."""
+"""Protects the server: sources of pictures, size of requests, API keys, content of error responses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from duet_server.api.protection.plain_errors import PlainErrors
 
 
 def protect(app: ASGIApp, engine_client: Any, args: Namespace, options: ServerOptions) -> ASGIApp:
-    """Returns what is to answer in the app's place.
+    """Returns the app inside the middlewares that the options enable.
 
     Args:
-        app: vLLM's, its middleware included: what comes from here is outside of all that.
-        engine_client: its model's configuration is this process' own.
+        app: vLLM's app with its own middleware, which stays inside ours.
+        engine_client: vLLM's engine client; its model configuration is this process's own copy.
         args: the server's arguments.
-        options: what protects it.
+        options: DUET's options, which set the limits.
     """
     register_connector(options)
     cap_images(engine_client.model_config, args, options.max_images)
@@ -35,9 +35,9 @@ def protect(app: ASGIApp, engine_client: Any, args: Namespace, options: ServerOp
 
 
 def cap_images(model_config: Any, args: Namespace, max_images: int | None) -> None:
-    """Lower vLLM's limit of 999 pictures, where the user has set none.
+    """Lower vLLM's limit of 999 pictures, unless the user has set one.
 
-    The engine's processes have copies of the configuration of their own, so what they reserve stays as it was.
+    The engine's processes have their own copies of the configuration, so the memory that they reserve does not change.
     """
     mm_config = model_config.multimodal_config
     if mm_config is not None and max_images is not None and "image" not in (args.limit_mm_per_prompt or {}):

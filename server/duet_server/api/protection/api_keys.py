@@ -1,4 +1,4 @@
-"""API keys on every route. vLLM's own check, which stays, covers those under /v1, /v2, /inference and /cohere only."""
+"""API keys on every route. vLLM's own check, which stays, covers only /v1, /v2, /inference and /cohere."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 HEALTH = ("/health", "/health/live", "/health/ready", "/ping")
-# A browser sends no key with the page that asks for one; nothing under here comes from the model or its requests.
+# Open, because a browser has no key yet when it loads the page. Nothing here comes from the model or its requests.
 PLAYGROUND, PLAYGROUND_FILES = "/", "/playground/"
 
 
 class ApiKeys(AuthenticationMiddleware):
-    """ASGI middleware: 401 in OpenAI's error shape for whoever has none of the keys, or sends it on no open route."""
+    """ASGI middleware: answers 401 unless the request carries one of the API keys or its route is open."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or is_open(scope) or self.verify_token(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
         answer = create_error_response(
-            "Authorization is missing or names no key of this server, expected Bearer and an API key.",
+            "Authorization is missing or has no valid key, expected Bearer and an API key.",
             "AuthenticationError",
             HTTPStatus.UNAUTHORIZED,
             param="Authorization",
@@ -36,9 +36,9 @@ class ApiKeys(AuthenticationMiddleware):
 
 
 def is_open(scope: Scope) -> bool:
-    """Whether a request needs no key. Decided on the path that the router will see, by its exact spelling."""
+    """Whether a request needs no key. The path must match exactly, as the router will see it."""
     path, method = get_route_path(scope), scope.get("method", "")
-    if method == "OPTIONS":  # browsers ask without a key whether they may send one
+    if method == "OPTIONS":  # a browser's preflight request carries no key
         return True
     if path in HEALTH:
         return bool(scope["type"] == "http")
@@ -47,5 +47,5 @@ def is_open(scope: Scope) -> bool:
 
 
 def api_keys(args: Namespace) -> list[str]:
-    """The server's keys, as vLLM reads them."""
+    """The server's keys, from the sources that vLLM reads."""
     return [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]

@@ -1,4 +1,4 @@
-"""A cap on a request's body, counted as it arrives and before anything of it is parsed."""
+"""A cap on the size of a request's body, checked while it arrives and before it is parsed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _STATUS = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class BodyTooLargeError(HTTPException):
-    """An HTTPException, because FastAPI makes a 400 of any other that a body's parsing raises."""
+    """An HTTPException, because FastAPI turns any other exception from reading a body into a 400."""
 
     def __init__(self, num_bytes: int, max_bytes: int) -> None:
         super().__init__(_STATUS, str(SettingsError("body", f"{num_bytes} bytes", f"at most {max_bytes} bytes")))
 
 
 class BodyLimit:
-    """ASGI middleware. What reads a body beyond ``max_bytes`` gets BodyTooLargeError instead of the rest."""
+    """ASGI middleware: reading a body beyond ``max_bytes`` raises BodyTooLargeError."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app

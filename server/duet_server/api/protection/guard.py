@@ -1,7 +1,7 @@
-"""Checks the body of every JSON route: no key of the engine's own, no compression where there is none, no flood.
+"""Checks the body of every JSON route: no reserved keys, no compression on other routes, not too many answers.
 
-The engine trusts keys under ``duet_``: only the validated ``compression`` field may set them. So they are refused
-wherever a body may carry them, not only where compression is served.
+The engine trusts keys that begin with ``duet_``: only the validated ``compression`` field may set them. So they are
+refused on every route whose body can carry them, not only on routes with compression.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from duet_server.api.errors import RequestRefusedError
 
 RESERVED_PREFIX = "duet_"
-# What vLLM passes to the engine as it is, at any depth: batches and prompts nest bodies.
+# vLLM passes these to the engine unchecked. They occur at any depth, because batches and prompts nest bodies.
 _ENGINE_FIELDS = ("vllm_xargs", "mm_processor_kwargs", "extra_args")
-_FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, keys and tensors in base64
+_FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, as keys and tensors in base64
 _NUM_ANSWERS = ("n", "best_of")
-_CONTAINERS = (dict, list)  # as json makes them
+_CONTAINERS = (dict, list)  # the types that json creates
 _COMPRESSING_ROUTES = {
     "/v1/chat/completions",
     "/v1/chat/completions/batch",
@@ -34,19 +34,19 @@ _COMPRESSING_ROUTES = {
 
 
 async def check_json_request(raw_request: Request) -> None:
-    """vLLM's check that every JSON route depends on, and ours; installed as its dependency override."""
+    """vLLM's check of every JSON route, then ours. The plugin installs it as the dependency override of vLLM's."""
     await validate_json_request(raw_request)
     try:
-        body = await raw_request.json()  # parsed already: Starlette keeps the result
+        body = await raw_request.json()  # already parsed: Starlette keeps the result
     except ValueError:
-        return  # no JSON: the route's to answer
+        return  # not JSON: the route answers that
     refuse_reserved_keys(body)
     refuse_compression_on_other_routes(body, raw_request.scope["route"].path)
     refuse_many_answers(body, raw_request.app.state.duet.options.max_n)
 
 
 def refuse_reserved_keys(body: object) -> None:
-    """Raise RequestRefusedError if a request's body reaches for a reserved key."""
+    """Raise RequestRefusedError if a request's body sets a reserved key."""
     for above, key, value in _entries(body):
         if above.in_engine_field and key.startswith(RESERVED_PREFIX):
             raise _reserved(_Path(above, key), value)
@@ -55,7 +55,7 @@ def refuse_reserved_keys(body: object) -> None:
 
 
 def refuse_compression_on_other_routes(body: object, path: str) -> None:
-    """Raise RequestRefusedError if a body asks for compression on a route without; ``path`` is the route's own."""
+    """Raise RequestRefusedError if a body asks for compression on a route without it. ``path`` is the route's."""
     if not isinstance(body, dict) or body.get("compression") in (None, "off"):
         return
     if path in _COMPRESSING_ROUTES or (path == "/invocations" and "messages" in body):
@@ -74,7 +74,7 @@ def refuse_many_answers(body: object, max_n: int | None) -> None:
 
 
 class _Path:
-    """A key and those above it; linked, since a deep body has as many paths as objects."""
+    """A key and the keys above it, as a linked list: a deep body has as many paths as objects."""
 
     __slots__ = ("above", "in_engine_field", "key")
 
@@ -92,7 +92,7 @@ class _Path:
 
 
 def _entries(body: object) -> Iterator[tuple[_Path, str, Any]]:
-    """Every key and value of the objects in a body, with the keys above them. However deep: no recursion."""
+    """Every key and value of the objects in a body, with the path above. Without recursion, so at any depth."""
     pending: list[tuple[_Path, object]] = [(_Path(), body)]
     while pending:
         path, value = pending.pop()
@@ -115,7 +115,7 @@ def _decoded(text: str) -> bytes:
     try:
         return pybase64.b64decode(text)
     except ValueError:
-        return b""  # the route's to answer
+        return b""  # the route answers that
 
 
 def _reserved(path: _Path, value: object) -> RequestRefusedError:
@@ -124,7 +124,7 @@ def _reserved(path: _Path, value: object) -> RequestRefusedError:
 
 
 def _as_number(value: object) -> float:
-    """As lenient as the models of the routes, which take numbers in strings, too."""
+    """The value as a number. The routes accept numbers in strings, so this does, too."""
     try:
         return float(value) if isinstance(value, str | int | float) else 0.0
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Pictures that clients send or name: vLLM's media connector with caps, checks and sentences for what goes wrong."""
+"""Pictures that clients send or link to: vLLM's media connector with caps, checks and clear error messages."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from duet_server.api.protection.public_addresses import NotPublicError
 from duet_server.api.protection.public_connection import PublicConnection
 from duet_server.plan import SettingsError
 
-CONNECTOR = "http"  # vLLM's own and the default of VLLM_MEDIA_CONNECTOR
+CONNECTOR = "http"  # the name of vLLM's own connector, the default of VLLM_MEDIA_CONNECTOR
 _TOO_LARGE = (HTTPResponseSizeExceededError, MediaDownloadSizeExceededError)
 _EXPECTED = (NotPublicError, VLLMError, aiohttp.ClientError, OSError, ValueError, RuntimeError)
 
 
 def register_connector(options: ServerOptions) -> None:
-    """Have every route of this process load its media as the options say."""
+    """Make every route of this process load its media under the options' limits."""
     MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(cast(Any, partial(DuetMediaConnector, options)))
 
 
 class MediaFetchError(VLLMUnprocessableEntityError):
-    """A URL that gave nothing: answered with 422, as vLLM does where a host says 404."""
+    """A URL that could not be fetched. The client gets 422, as vLLM answers if a host returns 404."""
 
     def __init__(self, field: str, url: str) -> None:
         self.sentence = str(SettingsError(field, url, "a URL that can be fetched"))
@@ -50,7 +50,7 @@ class MediaFetchError(VLLMUnprocessableEntityError):
 
 
 class DuetMediaConnector(MediaConnector):
-    """Arguments beside ``options`` are vLLM's."""
+    """vLLM's media connector with the limits of ``options``. All other arguments are vLLM's."""
 
     def __init__(self, options: ServerOptions, media_io_kwargs: Any = None, **kwargs: Any) -> None:
         super().__init__(media_io_kwargs, **kwargs)
@@ -85,7 +85,7 @@ class DuetMediaConnector(MediaConnector):
             raise self._explained(url, media_io, error) from error
 
     def _explained(self, url: str, media_io: MediaIO[Any], error: Exception) -> Exception:
-        """What the client is told, with nothing that it has not sent."""
+        """The error for the client. It contains nothing that the client has not sent."""
         field = _field(media_io)
         if isinstance(error, NotPublicError):
             return RequestRefusedError("media", field, url, "a URL of a public host")
@@ -94,12 +94,12 @@ class DuetMediaConnector(MediaConnector):
             return RequestRefusedError("media", field, url, f"a download of at most {cap} bytes")
         if isinstance(error, VLLMUnprocessableEntityError | aiohttp.ClientError | OSError):
             return MediaFetchError(field, url)
-        expected = "an http or https URL of an allowed host, or data:image/png;base64, and base64"
+        expected = "an http or https URL of an allowed host, or data:image/png;base64, followed by base64"
         return RequestRefusedError("media", field, url, expected)
 
 
 class CappedIO(MediaIO[Any]):
-    """vLLM's reader of a kind of media, downloads capped."""
+    """vLLM's reader of one kind of media, with a cap on downloads."""
 
     def __init__(self, reader: MediaIO[Any], options: ServerOptions) -> None:
         self.reader = reader
@@ -120,20 +120,22 @@ class CappedIO(MediaIO[Any]):
 
 
 class CheckedPictureIO(CappedIO):
-    """vLLM's reader of pictures, behind a look at what they say of themselves."""
+    """vLLM's reader of pictures, after a check of their headers."""
 
     def load_bytes(self, data: bytes) -> Any:
         check_picture(data, self.options)
         try:
             return self.reader.load_bytes(data)
-        except Exception as error:  # decoders raise whatever they stumble over
-            raise RequestRefusedError("media", "image_url", f"{len(data)} bytes", "a picture without faults") from error
+        except Exception as error:  # decoders raise all kinds of exceptions
+            raise RequestRefusedError(
+                "media", "image_url", f"{len(data)} bytes", "a picture that can be decoded"
+            ) from error
 
     def load_base64(self, media_type: str, data: str) -> Any:
         try:
             return self.load_bytes(pybase64.b64decode(data, validate=True))
         except ValueError as error:
-            raise RequestRefusedError("media", "image_url", data, "base64 and nothing else") from error
+            raise RequestRefusedError("media", "image_url", data, "valid base64") from error
 
     def load_file(self, filepath: Path) -> Any:
         return self.load_bytes(filepath.read_bytes())
@@ -147,7 +149,7 @@ def _connection(options: ServerOptions, domains: Sequence[str]) -> HTTPConnectio
 
 @cache
 def _public_connection(networks: tuple[Network, ...], domains: tuple[str, ...]) -> PublicConnection:
-    return PublicConnection(networks, domains)  # one for all requests, for the sake of its open connections
+    return PublicConnection(networks, domains)  # one for all requests, to reuse its open connections
 
 
 def _field(media_io: MediaIO[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a picture's header may say, before anything of it is decoded."""
+"""Checks a picture's header before the picture is decoded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _FIELD = "image_url"
 
 
 def check_picture(data: bytes, options: ServerOptions) -> None:
-    """Raise RequestRefusedError for a picture of a format, size or shape that the options exclude.
+    """Raise RequestRefusedError if the options exclude the picture's format, size or shape.
 
-    The image processor scales the shorter side to the model's, so a narrow picture grows by its aspect ratio.
+    The image processor scales the shorter side to the model's size, so a narrow picture grows by its aspect ratio.
     """
     width, height = _size(data, options)
     max_pixels, max_ratio = options.media_max_pixels, options.media_max_aspect_ratio
@@ -32,9 +32,9 @@ def _size(data: bytes, options: ServerOptions) -> tuple[int, int]:
         with Image.open(BytesIO(data), formats=formats) as picture:
             return picture.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        max_pixels = options.media_max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit, without ours
+        max_pixels = options.media_max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)  # if off: Pillow's own limit
         raise _refused(f"{len(data)} bytes", f"at most {max_pixels} pixels") from error
-    except Exception as error:  # decoders raise whatever they stumble over
+    except Exception as error:  # decoders raise all kinds of exceptions
         raise _refused(f"{len(data)} bytes", f"a picture in one of {', '.join(formats)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Error answers in one shape, without paths, and without what an exception of the server's own says."""
+"""Error responses in one shape, without file paths and without the text of internal exceptions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from duet_server.api.error_answers import RewrittenErrors
 
 logger = init_logger(f"vllm.{__name__}")
 
-# An absolute path of two names or more that is no part of a URL and no route of ours.
+# An absolute path of two names or more, but no part of a URL and no route of this server.
 _PATH = re.compile(r"(?<![\w:/.~-])/(?!v\d+/|inference/|cohere/)(?:[\w.@+~-]+/)+[\w.@+~-]*")
 
 
 class PlainErrors:
-    """ASGI middleware around the whole app: what went wrong inside is for the log, where its id finds it."""
+    """ASGI middleware around the whole app. Details of an internal failure go to the log, under the request's id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -36,7 +36,7 @@ class PlainErrors:
 
 
 def plain_body(scope: Scope, status: int, body: bytes) -> bytes:
-    """An error answer's JSON as it may be sent."""
+    """The body to send instead of an error response's body."""
     try:
         content = json.loads(body)
     except ValueError:
@@ -52,11 +52,11 @@ def plain_body(scope: Scope, status: int, body: bytes) -> bytes:
 def _see_log(scope: Scope, body: bytes) -> str:
     request_id = Headers(scope=scope).get("x-request-id", uuid.uuid4().hex)[:128]
     logger.error("Request %s failed: %s", request_id, body.decode(errors="replace"))
-    return f"The server failed on this request; its log says why under {request_id}."
+    return f"The server failed on this request. Its log has the reason under {request_id}."
 
 
 def _in_openais_shape(content: Any, status: int) -> dict[str, Any]:
-    """With an ``error`` object, which what Starlette answers by itself, such as 404 and 405, has not."""
+    """Add an ``error`` object if there is none. Starlette's own responses, such as 404 and 405, have none."""
     if isinstance(content, dict) and isinstance(content.get("error"), dict):
         return content
     detail = content.get("detail") if isinstance(content, dict) else None

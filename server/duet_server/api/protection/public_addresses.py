@@ -1,4 +1,4 @@
-"""Which addresses the server may connect to on a client's word: public ones, and networks that the operator opens."""
+"""Addresses to which a client's URL may lead the server: public ones, and networks that the operator allows."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from duet_server.api.option_types import Network
 logger = init_logger(f"vllm.{__name__}")
 
 _NOT_PUBLIC = (
-    IPv4Network("192.0.0.0/24"),  # for protocols; a cloud's metadata service is among them
-    IPv4Network("168.63.129.16/32"),  # another cloud's, public by its number
+    IPv4Network("192.0.0.0/24"),  # for protocols; includes a cloud's metadata service
+    IPv4Network("168.63.129.16/32"),  # another cloud's metadata service, at a public address
     IPv4Network("192.88.99.0/24"),  # relays to IPv6
     IPv6Network("3fff::/20"),  # for documentation
 )
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
-_TUNNELS = (IPv6Network("2001::/23"), IPv6Network("2002::/16"))  # Teredo and its kin, 6to4
+_TUNNELS = (IPv6Network("2001::/23"), IPv6Network("2002::/16"))  # Teredo and similar protocols, 6to4
 
 
 class NotPublicError(Exception):
-    """A client's URL leads to where clients may not send the server."""
+    """A client's URL leads to an address or host that is not allowed."""
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it belongs to the public internet; not so private, loopback, link-local, metadata and reserved ones."""
+    """Whether an address is public: not private, loopback, link-local, reserved or of a metadata service."""
     if isinstance(address, IPv6Address):
         if address not in _GLOBAL_UNICAST or any(address in tunnel for tunnel in _TUNNELS):
             return False
@@ -39,7 +39,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def carried_address(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that an IPv6 one stands for, by mapping or NAT64, or else itself."""
+    """The IPv4 address inside a mapped or NAT64 IPv6 address; any other address as it is."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:
@@ -48,17 +48,17 @@ def carried_address(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Add
 
 
 def checked_socket(address_info: tuple[Any, ...], allowed: Sequence[Network]) -> socket.socket:
-    """A socket about to connect to the address, which no name can change any more.
+    """A socket for the address that it will connect to. DNS is already resolved and cannot change it.
 
     Args:
-        address_info: as of ``socket.getaddrinfo``.
-        allowed: networks that are open though they are not public.
+        address_info: one result of ``socket.getaddrinfo``.
+        allowed: networks that are allowed although they are not public.
 
     Raises:
         NotPublicError: if the address is neither public nor allowed.
     """
     family, kind, protocol, _, target = address_info
-    address = carried_address(ip_address(target[0]))  # ValueError for other notations, which a socket takes
+    address = carried_address(ip_address(target[0]))  # ValueError for other notations, which a socket accepts
     if not is_public(address) and not any(address in network for network in allowed):
         logger.warning("A request for media from %s is refused: the address is not public.", address)
         raise NotPublicError

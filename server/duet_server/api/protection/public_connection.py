@@ -1,4 +1,4 @@
-"""vLLM's HTTP client, unable to connect to anything but allowed addresses."""
+"""vLLM's HTTP client, which connects only to allowed addresses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from duet_server.api.protection.public_addresses import NotPublicError, checked_
 
 
 class PublicConnection(HTTPConnection):
-    """Checks the very address of every connection, whatever led to it: a name, a literal or a redirect.
+    """Checks the final address of every connection, after name resolution and after each redirect.
 
-    No proxy, ``.netrc`` or cookie comes into it, and compressed answers are not unpacked.
+    It uses no proxy, no ``.netrc`` and no cookies, and does not decompress responses.
 
     Args:
-        networks: those that are allowed besides public addresses.
-        domains: if there are any, the only hosts, of redirects too.
+        networks: allowed in addition to public addresses.
+        domains: if not empty, the only allowed hosts, also for redirects.
     """
 
     def __init__(self, networks: Sequence[Network], domains: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class PublicConnection(HTTPConnection):
         self.networks = networks
         self.domains = domains
         self._async_client: aiohttp.ClientSession | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # whose the session is
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop of the session
 
     async def get_async_client(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
@@ -39,7 +39,7 @@ class PublicConnection(HTTPConnection):
             self._loop = loop
             connector = aiohttp.TCPConnector(
                 socket_factory=partial(checked_socket, allowed=self.networks),
-                happy_eyeballs_delay=None,  # with it, what the factory raises would be lost
+                happy_eyeballs_delay=None,  # with a delay, the factory's exception would be lost
             )
             self._async_client = aiohttp.ClientSession(
                 connector=connector,
@@ -54,7 +54,7 @@ class PublicConnection(HTTPConnection):
         raise NotImplementedError("requests would connect to any address")
 
     def get_bytes(self, url: str, **kwargs: Any) -> bytes:
-        """As ``async_get_bytes``, with a session and an event loop of its own."""
+        """Like ``async_get_bytes``, with its own session and event loop."""
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, self._get_alone(url, **kwargs)).result()
 

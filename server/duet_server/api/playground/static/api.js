@@ -1,11 +1,11 @@
-// The server's API. Paths are relative to the page, so that it works under a proxy's prefix, too.
+// The server's API. Paths are relative to the page, so that they also work behind a proxy with a path prefix.
 
 const KEY = "duet-api-key";
 
 export const readKey = () => sessionStorage.getItem(KEY) ?? "";
 export const writeKey = (key) => sessionStorage.setItem(KEY, key);
 
-/** What the server, or the way to it, refused; its message is a sentence for the visitor. */
+/** A request failed, at the server or on the way to it. The message is a sentence for the visitor. */
 export class RefusedError extends Error {
   constructor(message, status) {
     super(message);
@@ -17,7 +17,7 @@ export const getInfo = async () => (await send("v1/compression")).json();
 
 export const preview = async (body, signal) => (await send("v1/compression/preview", body, signal)).json();
 
-/** The chunks of a streamed chat completion, the last one with its usage. */
+/** The chunks of a streamed chat completion. The last one has the usage. */
 export async function* chat(body, signal) {
   const streaming = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await send("v1/chat/completions", streaming, signal);
@@ -28,7 +28,7 @@ export async function* chat(body, signal) {
     if (chunk.error) throw new RefusedError(chunk.error.message, chunk.error.code);
     if (!done) yield chunk;
   }
-  if (!done) throw new RefusedError("The connection ended before the answer did.");
+  if (!done) throw new RefusedError("The connection ended before the answer was complete.");
 }
 
 async function send(path, body, signal) {
@@ -50,7 +50,7 @@ async function refusal(response) {
   return new RefusedError(content?.error?.message ?? `The server answered with status ${status}.`, status);
 }
 
-/** The data of each server-sent event; vLLM sends one line of it an event. */
+/** The data of each server-sent event. vLLM sends one line of data per event. */
 async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ; ) {

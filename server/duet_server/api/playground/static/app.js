@@ -1,4 +1,4 @@
-// The page: a picture and a question, and one or two settings to put them to.
+// The page: asks a question about a picture under one or two settings.
 
 import { getInfo, readKey, writeKey } from "./api.js";
 import { duration } from "./numbers.js";
@@ -13,7 +13,7 @@ const [trouble, status, compare, more, key, length] = find("trouble", "status", 
 
 let info = null;
 let picture = null;
-let panels = []; // both; those that are shown are `shown()`
+let panels = []; // always both; `shown()` returns the visible ones
 let asking = null; // the AbortController of the question that is being answered
 
 const shown = () => panels.slice(0, compare.checked ? 2 : 1);
@@ -44,7 +44,7 @@ function showPanels() {
   shown().filter((panel) => panel.stale !== false).forEach(changed);
 }
 
-/** A question as it stands now. */
+/** The picture and the question as they are now. */
 function currentQuestion() {
   const content = [
     { type: "image_url", image_url: { url: picture.url } },
@@ -55,12 +55,12 @@ function currentQuestion() {
     messages: [{ role: "user", content }],
     max_tokens: Number(length.value),
     temperature: 0,
-    cache_salt: String(Math.random()), // a prefix in the cache would spare one setting the prefill that is compared
+    cache_salt: String(Math.random()), // keeps the prefix cache out: both settings must do the prefill
   };
   return { picture, body: (compression) => ({ ...fields, compression }) };
 }
 
-/** The setting of a panel, or what it is asked, is another now. */
+/** The panel's setting, the picture or the question has changed. */
 function changed(panel) {
   asking?.abort();
   panel.forgetAnswer();
@@ -86,7 +86,7 @@ async function ask() {
   shown().filter((panel) => panel.stale).forEach((panel) => panel.preview(currentQuestion()));
 }
 
-/** One setting after the other; returns a sentence for each. */
+/** Ask the settings one after the other; returns a sentence for each. */
 async function askInTurn(current, signal) {
   const firsts = [];
   for (const panel of shown()) {
@@ -94,7 +94,7 @@ async function askInTurn(current, signal) {
     status.textContent = `${panel.name} is answering…`;
     panel.text.scrollIntoView({ block: "nearest" });
     const first = await panel.ask(current, signal);
-    firsts.push(first ? `${panel.name} began after ${duration(first)}.` : `${panel.name} has no answer.`);
+    firsts.push(first ? `${panel.name}: first token after ${duration(first)}.` : `${panel.name}: no answer.`);
   }
   return firsts;
 }
@@ -128,14 +128,14 @@ question.addEventListener("keydown", (event) => {
 question.addEventListener("input", changedForAll);
 file.addEventListener("change", () => {
   takeFile(file.files);
-  file.value = ""; // or the same file could not be chosen again
+  file.value = ""; // otherwise the same file could not be chosen again
 });
 sample.addEventListener("click", () => take(async () => toPicture(drawSample(), "Sample picture", "image/png")));
 document.addEventListener("paste", ({ clipboardData }) => {
   if (!clipboardData.types.includes("text/plain")) takeFile(clipboardData.files);
 });
 document.addEventListener("dragover", (event) => {
-  if (!event.dataTransfer.types.includes("Files")) return; // a text on its way into a field
+  if (!event.dataTransfer.types.includes("Files")) return; // text that is dragged into a field
   event.preventDefault();
   form.classList.add("dragging");
 });

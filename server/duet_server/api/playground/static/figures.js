@@ -1,4 +1,4 @@
-// What a setting saves and how soon its answer began, as tiles.
+// Tiles with the savings of a setting and the time to its first token.
 
 import { duration, percent, plain, short } from "./numbers.js";
 
@@ -30,7 +30,7 @@ export class Figures {
     this.#set("compute", saved(flops.compressed, flops.uncompressed), of(short, flops.compressed, flops.uncompressed));
   }
 
-  /** @param usage `usage.compression`, as of an answer. */
+  /** @param usage `usage.compression` of a response. */
   showUsage({ visual_tokens: tokens, kv_cache: cache }) {
     const [held, all] = [cache.token_layers, cache.token_layers_uncompressed];
     const [average, patches] = [tokens.layer_average, tokens.encoder];
@@ -42,7 +42,7 @@ export class Figures {
     this.#set("first", duration(ms), "");
   }
 
-  /** @param tokens how many the answer has, @param ms how long all of it took. */
+  /** @param tokens the number of tokens in the answer. @param ms the time that it took. */
   showAnswer(tokens, ms) {
     this.tiles.first.detail.textContent = `${plain(tokens)} tokens in ${duration(ms)}`;
   }

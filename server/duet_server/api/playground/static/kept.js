@@ -1,13 +1,13 @@
-// The picture with a segment's patches, and a small one for each segment to choose it by.
+// The picture with the patches of one segment, and a thumbnail of each segment to choose it.
 
 import { plain } from "./numbers.js";
 import { countTokens, drawOverlay, isCropped } from "./overlay.js";
 
 const THUMBNAIL = 240; // pixels across
-const LEAST_WIDTH = 672; // below it a patch's edges would blur
+const LEAST_WIDTH = 672; // pixels; in a smaller canvas, the edges of patches would blur
 
 export class Kept {
-  /** @param root the panel's element; `name` sets its choice of a segment apart from other panels'. */
+  /** @param root the panel's element. `name` makes its radio buttons a group of their own. */
   constructor(root, name) {
     this.name = `segment-${name}`;
     this.canvas = root.querySelector(".view canvas");
@@ -17,7 +17,7 @@ export class Kept {
     this.chosen = 0;
   }
 
-  /** @param described the one entry of a preview's `patches`. */
+  /** @param described the only entry of a preview's `patches`. */
   show(picture, described) {
     Object.assign(this, { picture, described });
     this.chosen = Math.min(this.chosen, described.segments.length - 1);

@@ -6,5 +6,5 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignif
 
 export const percent = (share) => percentage.format(share);
 export const plain = (value) => count.format(value);
-export const short = (value) => compact.format(value).replace("B", "G"); // of FLOPs: giga, not billion
+export const short = (value) => compact.format(value).replace("B", "G"); // for FLOPs: giga (G), not billion (B)
 export const duration = (ms) => (ms < 1000 ? `${Math.round(ms)}\u00a0ms` : `${(ms / 1000).toFixed(2)}\u00a0s`);

@@ -1,4 +1,4 @@
-// Which patches of a picture a segment holds, drawn on the picture: kept as they are, merged tinted, dropped dark.
+// Draws the patches of a segment on the picture: kept patches unchanged, merged ones tinted, dropped ones dark.
 
 const DROPPED = "rgb(10 12 16 / 0.82)"; // as in the server's own overlay
 const MERGED = "rgb(255 176 0 / 0.45)";
@@ -8,12 +8,12 @@ const HATCH_STEP = 14; // pixels
 /** Visual tokens that a segment holds of one picture. */
 export const countTokens = (segment) => segment.patches.length + segment.contextual.length + Number(segment.cls);
 
-/** Whether a part of the picture lies outside of what the patches cover. */
+/** Whether the patches leave out a part of the picture. */
 export const isCropped = ({ area, picture }) => area.width < picture.width - 1 || area.height < picture.height - 1;
 
 /**
- * @param canvas what to draw on; it gets the size `width` and the picture's aspect ratio.
- * @param source the picture, whose pixels `described.picture` and `described.area` count.
+ * @param canvas the canvas to draw on; it gets this `width` and the picture's aspect ratio.
+ * @param source the picture; `described.picture` and `described.area` are in its pixels.
  * @param described one entry of a preview's `patches`.
  * @param segment one of its segments.
  */
@@ -29,7 +29,7 @@ export function drawOverlay(canvas, source, described, segment, width) {
   if (isCropped(described)) coverOutside(context, described.area, scale);
 }
 
-/** The color that covers each patch; null for those that are kept. */
+/** The color that covers each patch; null for a kept patch. */
 function kindsOfPatches({ grid, stage1 }, segment) {
   const kinds = new Array(grid[0] * grid[1]).fill(DROPPED);
   for (const token of segment.contextual) for (const patch of stage1.contextual[token].patches) kinds[patch] = MERGED;
@@ -41,7 +41,7 @@ function fillPatch(context, { grid, area }, patch, color, scale) {
   const [rows, columns] = grid;
   const row = Math.floor(patch / columns);
   const column = patch % columns;
-  // Edges on whole pixels: neighbours neither overlap nor leave a gap.
+  // Edges are on whole pixels, so that neighbors neither overlap nor leave a gap.
   const [left, right] = [column, column + 1].map((i) => Math.round((area.left + (i * area.width) / columns) * scale));
   const [top, bottom] = [row, row + 1].map((i) => Math.round((area.top + (i * area.height) / rows) * scale));
   context.fillStyle = color;

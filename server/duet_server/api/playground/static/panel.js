@@ -1,11 +1,11 @@
-// One setting: what it keeps of the picture, what it saves, and the answer under it.
+// The panel of one setting: the patches that it keeps, its savings, and its answer.
 
 import { chat, preview } from "./api.js";
 import { Figures } from "./figures.js";
 import { Kept } from "./kept.js";
 import { Setting } from "./setting.js";
 
-const PAUSE_MS = 250; // after the last change, before the engine is asked
+const PAUSE_MS = 250; // from the last change until the engine is asked
 
 export class Panel {
   /**
@@ -27,7 +27,7 @@ export class Panel {
     this.abort = new AbortController();
   }
 
-  /** Show what the setting does to a question, once changes have paused; what was on the way is given up. */
+  /** Show the setting's effect on a question, once changes have paused. Cancels the preview in progress. */
   async preview(question) {
     this.stop();
     const { signal } = (this.abort = new AbortController());
@@ -40,12 +40,12 @@ export class Panel {
       this.figures.showPlan(plan);
       this.stale = false;
     });
-    if (signal.aborted) return; // for another, which is on its way
+    if (signal.aborted) return; // a newer preview is in progress
     this.root.ariaBusy = "false";
     if (failed) this.#clear();
   }
 
-  /** Give up the preview that is on the way. */
+  /** Cancel the preview in progress. */
   stop() {
     this.abort.abort();
     this.root.ariaBusy = "false";
@@ -64,8 +64,8 @@ export class Panel {
     let first;
     await this.#explaining(async () => {
       for await (const { choices, usage } of chat(question.body(this.setting.compression), signal)) {
-        signal.throwIfAborted(); // several chunks may have come at once
-        // vLLM sends its first chunk with the first token, even where that is no whole character yet.
+        signal.throwIfAborted(); // several chunks may arrive at once
+        // vLLM sends its first chunk with the first token, even if that is not a whole character yet.
         if (first === undefined) this.figures.showFirstToken((first = performance.now() - start));
         this.text.append(choices[0]?.delta.content ?? "");
         if (usage) this.#finish(usage, performance.now() - start);
@@ -85,7 +85,7 @@ export class Panel {
     this.figures.clear();
   }
 
-  /** Run it, and show why it fails unless it was given up; returns whether it did. */
+  /** Run `act` and show its error, unless it was cancelled. Returns whether it failed. */
   async #explaining(act) {
     this.error.textContent = "";
     try {

@@ -1,7 +1,7 @@
-// A picture for visitors without one at hand, of the kind that the demo model knows: a few things on a busy background.
+// The sample picture, of the kind that the demo model knows: a few shapes and a letter on a busy background.
 
 const SIDE = 672;
-const INSIDE = 0.85; // half a square's side, of its radius
+const INSIDE = 0.85; // half of a square's side, relative to its radius
 
 export function drawSample() {
   const canvas = document.createElement("canvas");

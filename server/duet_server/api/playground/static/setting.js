@@ -1,4 +1,4 @@
-// How much to remove: a slider over the reduction and, beside it, the presets that the server has.
+// How much to remove: a slider for the reduction, and a button for each of the server's presets.
 
 import { percent } from "./numbers.js";
 
@@ -7,6 +7,7 @@ export class Setting {
    * @param root the panel's element.
    * @param info the body of GET /v1/compression.
    * @param preset the preset to start with.
+   * @param onChange called when the setting has changed.
    */
   constructor(root, info, preset, onChange) {
     this.presets = info.presets;
@@ -22,7 +23,7 @@ export class Setting {
     this.#pick(preset);
   }
 
-  /** As the `compression` field has it. */
+  /** The value of the `compression` field. */
   get compression() {
     const reduction = Number(this.slider.value);
     return this.preset ?? (reduction ? { reduction } : "off");
