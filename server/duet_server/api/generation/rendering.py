@@ -14,6 +14,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.checks import check_request, room_for_answer
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, has_part, list_contents
+from duet_server.api.generation.request_compression import RequestCompression
 from duet_server.api.generation.schema import CompressibleRequest
 from duet_server.api.metrics import CompressionMetrics
 from duet_server.api.served_model import ServedModel
@@ -88,9 +89,12 @@ class DuetRenderer(OnlineRenderer):
             raise RequestRefusedError("unsupported", "input", items, "items with all required fields") from error
         return await super().render_responses(request, **kwargs)
 
-    def usage(self, request: CompressibleRequest) -> dict[str, Any] | None:
-        """A rendered request's ``usage.compression``; None if it has neither images nor a ``compression`` field."""
-        shape, prompt = self.served.shape, request.duet.prompt
+    def usage(self, request: CompressibleRequest, state: RequestCompression | None = None) -> dict[str, Any] | None:
+        """A rendered request's ``usage.compression``; None if it has neither images nor a ``compression`` field.
+
+        ``state`` is the state of one conversation of a batch; by default the request's own.
+        """
+        shape, prompt = self.served.shape, (state or request.duet).prompt
         if shape is None or prompt is None or not (prompt.num_images or request.compression is not None):
             return None
         return prompt.usage(shape)

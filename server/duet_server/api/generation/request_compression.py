@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from duet_server.api.generation.prompt import CompressedPrompt
-
-if TYPE_CHECKING:
-    from duet_server.api.generation.schema import CompressibleRequest
 
 
 @dataclass(slots=True)
@@ -20,14 +16,14 @@ class RequestCompression:
         trace_id: the id of the request's trace in the engine; 0 for no trace.
         prompt: the compressed prompt, once it is rendered; None on a model without compression.
         room: the maximum number of answer tokens, if prompt and answer must fit one engine step; else None.
-        conversations: the chat completion requests into which vLLM splits a batch.
+        conversations: the states of the chat completion requests into which vLLM splits a batch.
     """
 
     dry_run: bool = False
     trace_id: int = 0
     prompt: CompressedPrompt | None = None
     room: int | None = None
-    conversations: list[CompressibleRequest] = field(default_factory=list)
+    conversations: list[RequestCompression] = field(default_factory=list)
 
     @property
     def is_inspection(self) -> bool:

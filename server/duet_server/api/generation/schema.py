@@ -163,7 +163,7 @@ class DuetBatchChatCompletionRequest(CompressibleRequest, BatchChatCompletionReq
     def to_chat_completion_request(self, messages: list[Any]) -> DuetChatCompletionRequest:
         """vLLM's conversion of one conversation, with ``compression``. The result is kept for the sum of usage."""
         conversation = with_compression_field(super().to_chat_completion_request(messages))
-        self.duet.conversations.append(conversation)
+        self.duet.conversations.append(conversation.duet)
         return conversation
 
 

@@ -78,5 +78,5 @@ class DuetServingChatBatch(DuetServingChat, OpenAIServingChatBatch):
         self, request: DuetBatchChatCompletionRequest, *args: Any, **kwargs: Any
     ) -> Any:
         response = await super().chat_completion_full_generator_batch(request, *args, **kwargs)
-        usages = [self.online_renderer.usage(conversation) for conversation in request.duet.conversations]
+        usages = [self.online_renderer.usage(request, state) for state in request.duet.conversations]
         return with_usage(response, total_usage(usages))
