@@ -1,7 +1,7 @@
-"""The operations of DUET's two stages, batched over images and requests, one file an operation.
+"""The operations of DUET's two stages, batched over images and requests, one file per operation.
 
-Every operation has a reference in plain torch, which CPUs run, and Triton kernels, which CUDA devices run. Both
-accumulate in float32, break ties to the lower index, and on a GPU never make the host wait.
+Every operation has a reference in plain torch, which runs on CPUs, and Triton kernels, which run on CUDA devices. Both
+accumulate in float32 and give ties to the lower index. The Triton path never makes the host wait.
 """
 
 from duet_kernels.cls_score import cls_score

@@ -6,8 +6,8 @@ import triton.language as tl
 
 from duet_kernels.dispatch import runs_triton
 
-TILE = 8192  # key elements a program holds: 16 KiB of bf16 in flight, 64 a thread
-PATCHES_PER_PROGRAM = 64  # of 16 heads: 8 logits a thread, and one image still gives 9 programs
+TILE = 8192  # key elements per program: 16 KiB of bf16 in flight, 64 elements per thread
+PATCHES_PER_PROGRAM = 64  # 8 logits per thread with 16 heads; an image of 576 patches still gives 9 programs
 
 
 def cls_score(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
@@ -16,11 +16,11 @@ def cls_score(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Ten
     Args:
         query: ``[images, heads, head_dim]``, the CLS row's query.
         key: ``[images, 1 + patches, heads, head_dim]``, CLS first.
-        scale: what the layer multiplies its logits by, ``head_dim ** -0.5``.
+        scale: the factor by which the layer multiplies its logits, ``head_dim ** -0.5``.
 
     Returns:
-        ``[images, patches]`` float32: softmax over all keys, CLS's own column left out. The sum over heads has one
-        order, whatever the batch. Both inputs may be strided views, such as chunks of a fused projection.
+        ``[images, patches]`` float32: softmax over all keys, without CLS's own column. Heads are added in the same
+        order in every batch. Both inputs may be strided views, such as chunks of a fused projection.
     """
     if runs_triton(key):
         return _cls_score_triton(query, key, scale)
@@ -34,7 +34,7 @@ def _logits_kernel(
     key_ptr,
     logits_ptr,  # [B, H, T]
     peak_ptr,  # [B, H, blocks]: each block's largest logit
-    mass_ptr,  # [B, H, blocks]: its sum of exp(logit - peak)
+    mass_ptr,  # [B, H, blocks]: each block's sum of exp(logit - peak)
     scale,
     num_keys,
     num_heads,
@@ -49,7 +49,7 @@ def _logits_kernel(
     BLOCK_KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """One image, one head, one block of keys; heads are neighbours, as they are in a row of keys."""
+    """One image, one head, one block of keys. Consecutive programs take consecutive heads, adjacent in memory."""
     image_head = tl.program_id(0).to(tl.int64)
     image, head = image_head // num_heads, image_head % num_heads
     block, num_blocks = tl.program_id(1), tl.num_programs(1)
@@ -103,7 +103,7 @@ def _sum_over_heads_kernel(
         mask=is_head[:, None] & is_patch[None, :],
         other=float("-inf"),
     )
-    weights = tl.exp(logits - peak[:, None]) / mass[:, None]  # [H, BLOCK_PATCHES], zero where no head is
+    weights = tl.exp(logits - peak[:, None]) / mass[:, None]  # [H, BLOCK_PATCHES], zero past the last head
     tl.store(score_ptr + image * (num_keys - 1) + patch, tl.sum(weights, axis=0), mask=is_patch)
 
 

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs, and how host values reach the device without a wait."""
+"""Chooses the implementation of an operation, and moves host values to the device without making the host wait."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ _override: Implementation | None = None
 
 
 def runs_triton(tensor: torch.Tensor) -> bool:
-    """Triton on CUDA devices, the plain torch reference everywhere else, unless ``implementation`` says otherwise."""
+    """Whether Triton runs: only on CUDA devices, unless ``implementation`` overrides it."""
     return tensor.is_cuda if _override is None else _override == "triton"
 
 
 @contextmanager
 def implementation(name: Implementation) -> Iterator[None]:
-    """Run every operation of this process by one implementation, whatever the device: for tests and benchmarks."""
+    """Run every operation of this process with one implementation on every device, for tests and benchmarks."""
     global _override
     before, _override = _override, name
     try:
@@ -29,13 +29,13 @@ def implementation(name: Implementation) -> Iterator[None]:
 
 
 def to_device(values: Sequence[int] | np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Integers known on the host as a tensor on the device; through pinned memory, so that the host does not wait."""
+    """Copy integers to a tensor on the device, through pinned memory, so that the host does not wait."""
     host = torch.as_tensor(np.asarray(values), dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def to_device_at_once(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Integer arrays of any shapes as int64 tensors of the same shapes, in one copy."""
+    """Move integer arrays of any shapes to the device in one copy, as int64 tensors of the same shapes."""
     flat = to_device(np.concatenate([array.ravel() for array in arrays]), device, torch.int64)
     parts = flat.split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

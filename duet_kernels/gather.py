@@ -1,4 +1,4 @@
-"""Stage 2 gather: the rows that go on into the next segment."""
+"""Stage 2 gather: copies the rows that enter the next segment."""
 
 import torch
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 
 from duet_kernels.dispatch import runs_triton
 
-BLOCK_DIM = 4096  # at 4 warps, four loads of 16 bytes a thread and tensor are under way at once
+BLOCK_DIM = 4096  # with 4 warps, four loads of 16 bytes in flight per thread and tensor
 
 
 def gather_rows(
@@ -41,7 +41,7 @@ def _gather_kernel(
     residual_stride,
     BLOCK_DIM: tl.constexpr,
 ):
-    """One output row and block of columns of both states."""
+    """One output row, one block of columns, of hidden and residual."""
     target = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     row = tl.load(rows_ptr + target)

@@ -10,12 +10,12 @@ import triton.language as tl
 from duet_kernels.dispatch import runs_triton
 from duet_kernels.ranked_rows import RankedRows
 
-MAX_LOGITS = 1 << 24  # of the reference, at a time and over all heads: 64 MiB
+MAX_LOGITS = 1 << 24  # logits that the reference holds at a time, over all heads: 64 MiB
 
-# All sizes are fixed, so that a request's scores are bit-identical whatever else is in the batch.
-BLOCK_QUERIES = 64  # the least that Hopper's matrix units take, and most prompts' guiding rows
-BLOCK_KEYS = 64  # enough programs for every multiprocessor at one request of LLaVA's
-SPLIT_KEYS = 256  # keys a program walks for the log-sum-exp, so that one request's few rows fill the device too
+# All sizes are fixed, so that a request's scores are bit-identical in every batch.
+BLOCK_QUERIES = 64  # the smallest tile of Hopper's matrix units; holds the guiding rows of most prompts
+BLOCK_KEYS = 64  # small enough that one LLaVA request gives every multiprocessor a program
+SPLIT_KEYS = 256  # keys per program of the log-sum-exp, so that the few rows of one request fill the device too
 BLOCK_SUM = 64
 
 
@@ -27,11 +27,11 @@ def guided_score(query: torch.Tensor, key: torch.Tensor, ranked: RankedRows, sca
         key: ``[keys, kv_heads, head_dim]``, all rows of the same requests; ``heads`` is a multiple of ``kv_heads``
             and query head ``h`` reads key head ``h // (heads // kv_heads)``.
         ranked: the requests, their guiding rows and their pools, on the same device.
-        scale: what the layer multiplies its logits by.
+        scale: the factor by which the layer multiplies its logits.
 
     Returns:
-        ``[keys]`` float32, at the columns of the pools; the others are unspecified. A guiding row gives nothing to
-        later keys, so within one pool the order is that of the guiding rows after it.
+        ``[keys]`` float32, set for the keys of the pools and unspecified for all others. A guiding row adds nothing to
+        keys after it, so only the guiding rows after a pool decide the order inside the pool.
     """
     return _triton(query, key, ranked, scale) if runs_triton(key) else _reference(query, key, ranked, scale)
 
@@ -58,7 +58,7 @@ def _request_score(query: torch.Tensor, key: torch.Tensor, positions: torch.Tens
 
 @triton.jit
 def _logits(query_ptrs, is_query, key_ptrs, is_key, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr):
-    """``[queries, keys]`` float32: products of the vectors that begin at the pointers."""
+    """``[queries, keys]`` float32: dot products of the vectors that begin at the pointers."""
     logits = tl.zeros([query_ptrs.shape[0], key_ptrs.shape[0]], tl.float32)
     for first in tl.static_range(0, HEAD_DIM, CHUNK):
         dim = first + tl.arange(0, CHUNK)
@@ -69,7 +69,7 @@ def _logits(query_ptrs, is_query, key_ptrs, is_key, HEAD_DIM: tl.constexpr, CHUN
     return logits
 
 
-# Logits are in units of log 2, as exp2 is what the hardware has.
+# All kernels scale logits by log2(e), since the hardware computes exp2.
 @triton.jit(do_not_specialize=["cu_queries_ptr", "cu_keys_ptr", "position_ptr", "num_splits", "total_queries"])
 def _log_sum_exp_kernel(
     query_ptr,
@@ -92,7 +92,7 @@ def _log_sum_exp_kernel(
     BLOCK_KEYS: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
 ):
-    """A block of a request's guiding rows, one head, one split of the keys: each row's log-sum-exp over the split."""
+    """One block of a request's guiding rows, one head, one split of the keys: each row's log-sum-exp over the split."""
     split, head, request = tl.program_id(0) % num_splits, tl.program_id(1), tl.program_id(2)
     first_query = tl.load(cu_queries_ptr + request).to(tl.int64)
     num_queries = tl.load(cu_queries_ptr + request + 1).to(tl.int64) - first_query
@@ -107,7 +107,7 @@ def _log_sum_exp_kernel(
 
     query_ptrs = query_ptr + head.to(tl.int64) * query_head_stride + row * query_stride
     key_ptr += tl.load(cu_keys_ptr + request).to(tl.int64) * key_stride + (head // GROUP).to(tl.int64) * key_head_stride
-    # Finite, as a row that sees nothing of this split must not give inf - inf; its result is log2(0).
+    # Finite, because a row that sees no key of this split would compute inf - inf. Its result is log2(0).
     peak = tl.full([BLOCK_QUERIES], -3e38, tl.float32)
     total = tl.zeros([BLOCK_QUERIES], tl.float32)
     for first in range(start, end, BLOCK_KEYS):
@@ -159,7 +159,7 @@ def _attention_kernel(
     BLOCK_KEYS: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
 ):
-    """A block of a pool's keys, one head: the attention that it gets from all guiding rows, summed."""
+    """One block of a pool's keys, one head: the sum of the attention from all guiding rows."""
     head, pool = tl.program_id(1), tl.program_id(2)
     pool_idx = tl.program_id(0) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     length = tl.load(pool_length_ptr + pool).to(tl.int32)
@@ -206,7 +206,7 @@ def _mean_kernel(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """A block of a pool's keys: mean over heads and guiding rows."""
+    """One block of a pool's keys: the mean over heads and guiding rows."""
     pool = tl.program_id(1)
     pool_idx = tl.program_id(0) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     is_key = pool_idx < tl.load(pool_length_ptr + pool)
@@ -235,7 +235,8 @@ def _triton(query: torch.Tensor, key: torch.Tensor, ranked: RankedRows, scale: f
     num_splits = triton.cdiv(ranked.max_keys, SPLIT_KEYS)
     lse = score.new_empty(num_splits, num_heads, num_queries)
     attention = score.new_empty(num_heads, num_keys)
-    # No matrix unit takes float32 at full precision, and the other units' operands for a whole head spill registers.
+    # float32 is multiplied in chunks. Matrix units do not take it at full precision, and on other units the operands of
+    # a whole head would spill registers.
     chunk, num_warps = (16, 8) if key.dtype == torch.float32 else (max(16, triton.next_power_of_2(head_dim)), 4)
     shared = {
         "query_ptr": query,

@@ -8,17 +8,17 @@ from duet_kernels.dispatch import runs_triton
 from duet_kernels.ranked_rows import RankedRows
 from duet_kernels.sort_key import sort_key
 
-BLOCK = 1024  # tokens at a time: a pool of LLaVA's (576) is one block, a longer one is read again from the L1 cache
+BLOCK = 1024  # tokens at a time: a LLaVA pool (576) is one block, a longer one is read again from the L1 cache
 
 
 def keep_highest(score: torch.Tensor, ranked: RankedRows, rows: torch.Tensor) -> None:
-    """Top-k per pool with a different k each, ties to the lower index, written ascending into ``rows``.
+    """Write the top-k rows of every pool into ``rows``, ascending. Each pool has its own k; ties go to the lower index.
 
     Args:
         score: ``[keys]`` float32, no NaN.
         ranked: the pools, on the same device.
         rows: ``[n]`` int64, written in place: ``rows[target[p] : target[p] + num_keep[p]]`` are ``first_row[p] + i``
-            for the kept tokens ``i`` of pool ``p``, counted from its first. Nothing else is touched.
+            for the kept tokens ``i`` of pool ``p``, counted from its first token. Other entries stay as they are.
     """
     if runs_triton(score):
         _triton(score, ranked, rows)
@@ -50,7 +50,7 @@ def _keep_kernel(
     score_stride,
     BLOCK: tl.constexpr,
 ):
-    """One pool: bisect for the score at the cut, then write what lies above it and the first of those that tie."""
+    """One pool: find the score at the cut by bisection, then write the tokens above it and the first tokens at it."""
     pool = tl.program_id(0)
     length = tl.load(length_ptr + pool).to(tl.int32)
     keep = tl.load(keep_ptr + pool).to(tl.int32)
@@ -61,7 +61,7 @@ def _keep_kernel(
     first_row = tl.load(first_row_ptr + pool).to(tl.int64)
     offset = tl.arange(0, BLOCK)
 
-    # At least `keep` tokens have `low` or more; `num_above`, fewer than `keep`, have `high` or more.
+    # At least `keep` tokens have a key of `low` or more; `num_above` tokens, fewer than `keep`, have `high` or more.
     low = tl.full([], -(2**31), tl.int64)
     high = tl.full([], 2**31, tl.int64)
     num_from_low = length

@@ -1,4 +1,4 @@
-"""Stage 1 selection: dominant patches kept as they are, contextual tokens merged around anchors."""
+"""Stage 1 selection: keeps dominant patches as they are, and merges contextual tokens around anchors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,22 +20,22 @@ def select_and_merge(
 
     Args:
         hidden: ``[images, 1 + patches, dim]``, CLS first.
-        score: ``[images, patches]`` float32, higher is kept; ties go to the lower patch.
-        metric: ``[images, 1 + patches, metric_dim]``, compared by cosine when clusters form.
+        score: ``[images, patches]`` float32; the highest are kept, ties go to the lower patch.
+        metric: ``[images, 1 + patches, metric_dim]``, compared by cosine similarity when members join anchors.
         settings: per image ``(dominant, contextual, cluster_width)``; ``dominant`` counts CLS, and
-            ``dominant - 1 + contextual <= patches``. Width 0 is unlimited: every other patch joins a cluster and
-            anchors are spread over the patches in place order (VisionZip) instead of by score.
+            ``dominant - 1 + contextual <= patches``. Width 0 means no limit: all patches that are not dominant are
+            candidates, and anchors are spread over them in patch order (VisionZip), not in score order.
 
     Returns:
-        ``[sum(dominant + contextual), dim]``: image after image CLS, dominant patches in ascending patch order,
-        contextual tokens in anchor order; and ``[images, patches]`` int64, the patches by descending score
-        (the first ``dominant - 1`` of a row are the dominant ones). A member that is equally near to several anchors
-        joins the first; sums are in float32, rounded once. Inputs may be strided views.
+        Tokens ``[sum(dominant + contextual), dim]``, image after image: CLS, dominant patches in ascending patch order,
+        contextual tokens in anchor order. Then ``[images, patches]`` int64: the patches by descending score; the
+        first ``dominant - 1`` are the dominant ones. A member that is equally near to several anchors joins the first.
+        Sums are in float32 and rounded once. Inputs may be strided views.
     """
     num_patches = score.shape[1]
     assert len(settings) == hidden.shape[0], f"{len(settings)=} {hidden.shape=}"
     for dominant, contextual, width in settings:
-        assert dominant >= 1, f"{dominant=} does not hold CLS"
+        assert dominant >= 1, f"{dominant=} does not count CLS"
         assert dominant - 1 + contextual <= num_patches, f"{dominant=} {contextual=} {num_patches=}"
         assert min(contextual, width) >= 0, f"{contextual=} {width=}"
     counts = np.asarray(settings, dtype=np.int64).reshape(-1, 3)
@@ -47,14 +47,14 @@ def select_and_merge(
 def clusters(
     score: torch.Tensor, metric: torch.Tensor, settings: Sequence[tuple[int, int, int]]
 ) -> list[tuple[list[int], list[list[int]]]]:
-    """What the tokens of :func:`select_and_merge` are made of, for someone to look at; waits for the device.
+    """The patches behind each token of :func:`select_and_merge`, for traces. The host waits for the device.
 
     Args:
-        score, metric, settings: as there.
+        score, metric, settings: as for ``select_and_merge``.
 
     Returns:
-        Per image the dominant patches, ascending, and of every contextual token its patches, the anchor first and then
-        the members, ascending.
+        Per image the dominant patches, ascending, and the patches of each contextual token: the anchor first, then the
+        members, ascending.
     """
     candidates = _find_candidates(score, np.asarray(settings, dtype=np.int64).reshape(-1, 3))
     nearest = torch.where(candidates.is_member, _nearest_anchor(metric, candidates), -1)
@@ -82,26 +82,26 @@ def _select_and_merge_reference(
 
 
 class _Candidates(NamedTuple):
-    """What stage 1 makes of every patch of a batch of images."""
+    """The role of every patch in a batch of images."""
 
     by_score: torch.Tensor  # [B, N] patches by descending score
     is_dominant: torch.Tensor  # [B, N]
     is_member: torch.Tensor  # [B, N] whether the patch joins an anchor
-    anchors: torch.Tensor  # [B, max_anchors] patches, arbitrary past an image's own
+    anchors: torch.Tensor  # [B, max_anchors] patches; arbitrary past an image's number of anchors
     num_anchors: torch.Tensor  # [B, 1]
 
 
 def _find_candidates(score: torch.Tensor, settings: np.ndarray) -> _Candidates:
-    """Which patches stay, which become anchors and which join one.
+    """Which patches stay, which become anchors and which join an anchor.
 
-    ============== ============================================== ====================================
-    cluster width  candidates, of the patches that do not stay    their order, which anchors are spread over
-    ============== ============================================== ====================================
-    W > 0          the W * contextual highest-scored              by descending score
-    0, unlimited   all                                            by place
-    ============== ============================================== ====================================
+    ============== ================================================ ========================
+    cluster width  candidates, among the patches that do not stay   order of the candidates
+    ============== ================================================ ========================
+    W > 0          the W * contextual highest-scored                by descending score
+    0, unlimited   all                                              by place (patch index)
+    ============== ================================================ ========================
 
-    Every ``step``-th candidate is an anchor, until there are ``contextual``; the other candidates are members.
+    In this order every ``step``-th candidate is an anchor, up to ``contextual`` anchors. All others are members.
     """
     num_patches, max_anchors = score.shape[1], int(settings[:, 1].max(initial=0))
     counts = to_device(settings, score.device, torch.int64).unsqueeze(-1)  # [B, 3, 1]
@@ -143,7 +143,7 @@ def _merge(hidden: torch.Tensor, metric: torch.Tensor, candidates: _Candidates) 
 
 
 def _nearest_anchor(metric: torch.Tensor, candidates: _Candidates) -> torch.Tensor:
-    """The most similar of its image's anchors for every patch, ``[B, N]``; arbitrary where there is none."""
+    """For every patch the most similar anchor of its image, ``[B, N]``; arbitrary if the image has no anchor."""
     if candidates.anchors.shape[1] == 0:
         return torch.zeros_like(candidates.by_score)
     unit = torch.nn.functional.normalize(metric[:, 1:].float(), dim=-1)
@@ -158,7 +158,7 @@ def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _packed_rows(settings: np.ndarray, max_dominant: int, max_anchors: int) -> np.ndarray:
-    """Which rows of the padded ``[B, 1 + max_dominant + max_anchors]`` tokens are real, image after image."""
+    """The indices of the real rows in the padded ``[B, 1 + max_dominant + max_anchors]`` tokens, image after image."""
     slot = np.arange(1 + max_dominant + max_anchors)
     dominant, contextual = settings[:, 0, None], settings[:, 1, None]
     return np.flatnonzero(np.where(slot < 1 + max_dominant, slot < dominant, slot - 1 - max_dominant < contextual))

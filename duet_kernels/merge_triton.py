@@ -1,4 +1,4 @@
-"""``select_and_merge`` in three Triton kernels: rank the patches, assign candidates to anchors, write the tokens."""
+"""``select_and_merge`` as three Triton kernels: rank the patches, assign candidates to anchors, write the tokens."""
 
 import numpy as np
 import torch
@@ -8,14 +8,14 @@ import triton.language as tl
 from duet_kernels.dispatch import to_device_at_once
 from duet_kernels.sort_key import sort_key
 
-# What one program works on.
-RANK_BLOCK, RANK_AGAINST_BLOCK = tl.constexpr(32), tl.constexpr(256)  # patches: 64 comparisons a thread at once
-ASSIGN_BLOCK, ANCHOR_BLOCK = tl.constexpr(32), tl.constexpr(32)  # a float32 dot runs on registers; larger ones spill
-METRIC_BLOCK = tl.constexpr(64)  # CLIP's head_dim: one step
+# Sizes of the blocks of one program.
+RANK_BLOCK, RANK_AGAINST_BLOCK = tl.constexpr(32), tl.constexpr(256)  # patches: 64 comparisons per thread at once
+ASSIGN_BLOCK, ANCHOR_BLOCK = tl.constexpr(32), tl.constexpr(32)  # a float32 dot runs in registers; larger blocks spill
+METRIC_BLOCK = tl.constexpr(64)  # CLIP's head_dim, so one step
 COUNT_BLOCK, CANDIDATE_BLOCK = tl.constexpr(128), tl.constexpr(256)  # patches
-ROW_BLOCK, DIM_BLOCK = tl.constexpr(8), tl.constexpr(1024)  # of `hidden`: 16 KiB of bf16 in flight
+ROW_BLOCK, DIM_BLOCK = tl.constexpr(8), tl.constexpr(1024)  # rows and columns of `hidden`: 16 KiB of bf16 in flight
 
-TABLE_FIELDS = tl.constexpr(6)  # of an image, as `_image_table` lists them
+TABLE_FIELDS = tl.constexpr(6)  # values per image, listed in `_image_table`
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _rank_kernel(
     image_stride,
     patch_stride,
 ):
-    """One image, one block of patches: a patch's rank is the number of patches before it."""
+    """One image, one block of patches: a patch's rank is the number of patches before it in score order."""
     image = tl.program_id(0).to(tl.int64)
     score_ptr += image * image_stride
     patch = tl.program_id(1) * RANK_BLOCK + tl.arange(0, RANK_BLOCK)
@@ -37,7 +37,7 @@ def _rank_kernel(
     rank = tl.zeros([RANK_BLOCK], tl.int32)
     for start in range(0, num_patches, RANK_AGAINST_BLOCK):
         other = start + tl.arange(0, RANK_AGAINST_BLOCK)
-        # Past the last patch -inf comes before nothing: where it ties, its index is the higher one.
+        # The -inf past the last patch never counts: in a tie its index is the higher one.
         other_score = tl.load(
             score_ptr + other.to(tl.int64) * patch_stride, mask=other < num_patches, other=float("-inf")
         )
@@ -50,6 +50,7 @@ def _rank_kernel(
 
 @triton.jit
 def _num_dominant_before(rank_ptr, end, num_dominant):
+    """How many of the patches before `end` are dominant."""
     counts = tl.zeros([COUNT_BLOCK], tl.int32)
     for start in range(0, end, COUNT_BLOCK):
         patch = start + tl.arange(0, COUNT_BLOCK)
@@ -60,7 +61,7 @@ def _num_dominant_before(rank_ptr, end, num_dominant):
 
 @triton.jit
 def _rest_at(rank_ptr, places, num_patches, num_dominant):
-    """The patches at `places` among those that are not dominant, counted by place; 0 past the last."""
+    """The patches at `places` among the patches that are not dominant, in patch order; 0 past the last."""
     found = tl.zeros_like(places)
     num_before = 0
     for start in range(0, num_patches, COUNT_BLOCK):
@@ -75,17 +76,17 @@ def _rest_at(rank_ptr, places, num_patches, num_dominant):
 
 @triton.jit
 def _candidate_at(places, is_real, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant):
-    """The patches at `places` of the candidates' order; arbitrary ones where not `is_real`."""
+    """The patches at `places` in the order of the candidates; arbitrary if not `is_real`."""
     if by_place:
         patch = _rest_at(rank_ptr, places, num_patches, num_dominant).to(tl.int64)
-    else:  # the rest follows the dominant ones
+    else:  # in score order the rest follows the dominant patches
         patch = tl.load(by_score_ptr + num_dominant + places, mask=is_real, other=0)
     return patch
 
 
 @triton.jit
 def _metric_tile(row_ptr, is_row, start, metric_dim, dim_stride):
-    """`[rows, METRIC_BLOCK]` float32 from dimension `start` on, zeros where there is none."""
+    """`[rows, METRIC_BLOCK]` float32 from dimension `start` on, padded with zeros."""
     dim = start + tl.arange(0, METRIC_BLOCK)
     is_real = is_row[:, None] & (dim < metric_dim)[None, :]
     return tl.load(row_ptr[:, None] + dim.to(tl.int64)[None, :] * dim_stride, mask=is_real, other=0.0).to(tl.float32)
@@ -93,7 +94,7 @@ def _metric_tile(row_ptr, is_row, start, metric_dim, dim_stride):
 
 @triton.jit
 def _norm(row_ptr, is_row, metric_dim, dim_stride):
-    """`[rows, 1]`, by which `torch.nn.functional.normalize` divides."""
+    """`[rows, 1]`, the divisor of `torch.nn.functional.normalize`."""
     squares = tl.zeros(is_row.shape, tl.float32)
     for start in range(0, metric_dim, METRIC_BLOCK):
         tile = _metric_tile(row_ptr, is_row, start, metric_dim, dim_stride)
@@ -108,14 +109,14 @@ def _assign_kernel(
     by_score_ptr,  # [B, N]
     metric_ptr,
     order_ptr,  # [B, N]: the dominant patches ascending, then the candidates in their order
-    nearest_ptr,  # [B, N]: for each candidate in that order the anchor that it joins; -1 for an anchor
+    nearest_ptr,  # [B, N]: for each candidate, in the same order, the anchor that it joins; -1 for an anchor
     num_patches,
     metric_dim,
     image_stride,
     row_stride,
     dim_stride,
 ):
-    """One image: the places of a block of patches, and the anchors that a block of candidates joins."""
+    """One image: the places of one block of patches, and the anchors that one block of candidates joins."""
     image = tl.program_id(0).to(tl.int64)
     table_ptr += image * TABLE_FIELDS
     rank_ptr += image * num_patches
@@ -133,7 +134,7 @@ def _assign_kernel(
 
     if (num_anchors > 0) & (first < num_candidates):
         step, by_place = tl.load(table_ptr + 3).to(tl.int32), tl.load(table_ptr + 4) != 0
-        metric_ptr += image * image_stride + row_stride  # past CLS
+        metric_ptr += image * image_stride + row_stride  # skip CLS
         place = first + tl.arange(0, ASSIGN_BLOCK)
         is_candidate = place < num_candidates
         member = _candidate_at(place, is_candidate, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant)
@@ -167,7 +168,7 @@ def _assign_kernel(
 
 @triton.jit
 def _sum_members(hidden_ptr, candidate_ptr, nearest_ptr, anchor, num_candidates, is_dim, row_stride):
-    """Sum `[DIM_BLOCK]` in float32, and number, of the candidates that join `anchor`."""
+    """The float32 sum `[DIM_BLOCK]` of the candidates that join `anchor`, and their number."""
     total = tl.zeros(is_dim.shape, tl.float32)
     num_members = 0
     for start in range(0, num_candidates, CANDIDATE_BLOCK):
@@ -190,7 +191,7 @@ def _sum_members(hidden_ptr, candidate_ptr, nearest_ptr, anchor, num_candidates,
 @triton.jit(do_not_specialize=["num_copied", "num_copy_programs"])
 def _tokens_kernel(
     table_ptr,  # [B, TABLE_FIELDS]
-    rows_ptr,  # [rows, 2]: an output row's image and its slot there; the copied rows, then the contextual ones
+    rows_ptr,  # [rows, 2]: each output row's image and slot in it; first copied rows, then contextual rows
     order_ptr,  # [B, N]
     nearest_ptr,  # [B, N]
     hidden_ptr,
@@ -203,7 +204,7 @@ def _tokens_kernel(
     row_stride,
     dim_stride,
 ):
-    """One block of dimensions of a block of copied rows, or of one contextual row."""
+    """One block of columns of a block of copied rows, or of one contextual row."""
     d = tl.program_id(1) * DIM_BLOCK + tl.arange(0, DIM_BLOCK)
     is_dim = d < dim
     hidden_ptr += d.to(tl.int64) * dim_stride  # [DIM_BLOCK]
@@ -228,7 +229,7 @@ def _tokens_kernel(
         num_dominant, num_candidates = tl.load(table_ptr), tl.load(table_ptr + 2).to(tl.int32)
         anchor = (slot - 1 - num_dominant).to(tl.int32)
         candidate_ptr = order_ptr + image * num_patches + num_dominant
-        patch_ptr = hidden_ptr + image * image_stride + row_stride  # past CLS
+        patch_ptr = hidden_ptr + image * image_stride + row_stride  # skip CLS
         total, num_members = _sum_members(
             patch_ptr, candidate_ptr, nearest_ptr + image * num_patches, anchor, num_candidates, is_dim, row_stride
         )
@@ -242,7 +243,7 @@ def _tokens_kernel(
 def select_and_merge_triton(
     hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, settings: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``select_and_merge``, whose settings ``[images, 3]`` have been checked."""
+    """The Triton path of ``select_and_merge``, which has checked the settings ``[images, 3]``."""
     num_images, num_rows, dim = hidden.shape
     num_patches = num_rows - 1
     assert score.shape == (num_images, num_patches), f"{score.shape=} {hidden.shape=}"
@@ -281,7 +282,7 @@ def select_and_merge_triton(
         row_stride=metric.stride(1),
         dim_stride=metric.stride(2),
         num_warps=4,
-        num_stages=1,  # most loops make one turn: a pipeline would only hold registers
+        num_stages=1,  # most loops run once, so a pipeline would only hold registers
     )
     num_copy_programs = triton.cdiv(num_copied, ROW_BLOCK.value)
     _tokens_kernel[num_copy_programs + num_contextual, triton.cdiv(dim, DIM_BLOCK.value)](
@@ -298,7 +299,7 @@ def select_and_merge_triton(
         image_stride=hidden.stride(0),
         row_stride=hidden.stride(1),
         dim_stride=hidden.stride(2),
-        num_warps=8,  # 32 elements of a tile a thread, so that 4 programs fit on a multiprocessor
+        num_warps=8,  # 32 elements of a tile per thread, so that 4 programs fit on a multiprocessor
     )
     return tokens, by_score
 

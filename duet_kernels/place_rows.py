@@ -1,4 +1,4 @@
-"""Where a step's rows lie in every segment: lengths, positions and cache slots, written where CUDA graphs read them."""
+"""Writes lengths, positions and cache slots of a step's rows in every segment, into buffers that CUDA graphs read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import triton.language as tl
 
 from duet_kernels.dispatch import runs_triton, to_device
 
-PAD_SLOT = -1  # what vLLM's cache writes skip
+PAD_SLOT = -1  # vLLM's cache writes skip this slot
 
 
 class BlockTables:
@@ -22,7 +22,7 @@ class BlockTables:
     """
 
     def __init__(self, tables: Sequence[torch.Tensor], block_sizes: Sequence[int], segments: Sequence[int]) -> None:
-        assert all(table.dtype == torch.int32 and table.stride(1) == 1 for table in tables), "int32 rows"
+        assert all(table.dtype == torch.int32 and table.stride(1) == 1 for table in tables), "contiguous int32 rows"
         self.tables, self.block_sizes, self.segments = tuple(tables), tuple(block_sizes), tuple(segments)
         columns = [[table.data_ptr() for table in tables], [table.stride(0) for table in tables], block_sizes, segments]
         self.on_device = to_device(torch.tensor(columns).numpy(), tables[0].device, torch.int64)  # [4, groups]
@@ -30,7 +30,7 @@ class BlockTables:
 
 @dataclass(frozen=True)
 class SegmentBuffers:
-    """What ``place_rows`` writes. Addresses never change, so that a captured CUDA graph may read them."""
+    """The output of ``place_rows``. Addresses never change, so that a captured CUDA graph can read them."""
 
     query_start_loc: torch.Tensor  # [segments, max_requests + 1 or more] int32
     seq_lens: torch.Tensor  # [segments, max_requests or more] int32
@@ -41,7 +41,7 @@ class SegmentBuffers:
     def allocate(
         cls, num_segments: int, num_groups: int, max_requests: int, max_rows: int, device: torch.device
     ) -> "SegmentBuffers":
-        # Every row begins where 16 bytes do: kernels that read it are compiled for that.
+        # Every row is aligned to 16 bytes, because the kernels that read it are compiled for that.
         starts, requests, rows = (-(-size // 4) * 4 for size in (max_requests + 1, max_requests, max_rows))
         return cls(
             torch.zeros(num_segments, starts, dtype=torch.int32, device=device),
@@ -59,16 +59,16 @@ def place_rows(
     num_rows: int,
     out: SegmentBuffers,
 ) -> None:
-    """Write one step's layout of every segment; positions close up over what the request dropped.
+    """Write the layout of one step for every segment. Positions have no gaps where tokens were dropped.
 
     Args:
-        seq_lens: ``[requests]`` int32, with this step's tokens and before anything dropped.
+        seq_lens: ``[requests]`` int32, tokens per request before any drop, tokens of this step included.
         dropped: ``[segments, requests]`` int64, tokens of the request that the segment does not hold.
-        starts: ``[segments, requests + 1]`` int64, where each request's rows begin; the last is the number of rows.
-        block_tables: every segment has a group at least.
-        num_rows: rows of the batch before anything dropped, padding included: a segment's rows behind its own, up to
-            here, get position 0 and no slot.
-        out: every segment's and group's first ``requests`` (``+ 1``) or ``num_rows`` entries are written.
+        starts: ``[segments, requests + 1]`` int64, where each request's rows begin; the last entry counts all rows.
+        block_tables: every segment has at least one group.
+        num_rows: rows of the batch before any drop, padding included. In a segment, rows from its own number of rows
+            up to ``num_rows`` get position 0 and ``PAD_SLOT``.
+        out: of every segment and group, the first ``requests`` (``+ 1``) or ``num_rows`` entries are written.
     """
     num_requests = seq_lens.shape[0]
     assert dropped.shape[1] == num_requests <= out.seq_lens.shape[1], f"{dropped.shape=} {out.seq_lens.shape=}"
@@ -109,7 +109,7 @@ def _place_rows_triton(
     out: SegmentBuffers,
 ) -> None:
     num_groups = len(block_tables.tables)
-    assert all(tensor.is_contiguous() for tensor in (seq_lens, dropped, starts)), "contiguous inputs"
+    assert all(tensor.is_contiguous() for tensor in (seq_lens, dropped, starts)), "inputs must be contiguous"
     _place_rows_kernel[seq_lens.shape[0] + 1, num_groups](
         seq_lens_ptr=seq_lens,
         dropped_ptr=dropped,
@@ -127,7 +127,7 @@ def _place_rows_triton(
         out_positions_stride=out.positions.stride(0),
         out_slots_stride=out.slot_mapping.stride(0),
         PAD_SLOT=PAD_SLOT,
-        BLOCK=256,  # a decoding request has one row, a prefill some hundreds
+        BLOCK=256,  # a decoding request has one row, a prefill several hundred
         num_warps=2,
     )
 
@@ -152,7 +152,7 @@ def _place_rows_kernel(
     PAD_SLOT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a request and group, and one more a group for the rows behind the last request's."""
+    """One program per request and group, and one more per group for the rows behind the last request."""
     request, group = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     num_requests, num_groups = tl.num_programs(0) - 1, tl.num_programs(1)
     table = tl.load(groups_ptr + group).to(tl.pointer_type(tl.int32))
@@ -160,7 +160,7 @@ def _place_rows_kernel(
     block_size = tl.load(groups_ptr + 2 * num_groups + group)
     segment = tl.load(groups_ptr + 3 * num_groups + group)
 
-    # Groups of one segment write the same lengths and positions.
+    # Several groups of one segment write the same lengths and positions.
     start = tl.load(starts_ptr + segment * starts_stride + request)
     tl.store(out_starts_ptr + segment * out_starts_stride + request, start.to(tl.int32))
     positions_ptr = out_positions_ptr + segment * out_positions_stride

@@ -1,4 +1,4 @@
-"""The rows that one boundary ranks: what ``guided_score`` and ``keep_highest`` both read."""
+"""The rows that one boundary ranks, as ``guided_score`` and ``keep_highest`` read them."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -19,7 +19,7 @@ class RankedRows(NamedTuple):
 
     cu_queries: Array  # [requests + 1] where each request's guiding rows begin
     cu_keys: Array  # [requests + 1] where each request's keys begin
-    query_positions: Array  # [queries] each guiding row's own key, counted from its request's first
+    query_positions: Array  # [queries] each guiding row's key, counted from the first key of its request
     guiding_keys: Array  # [queries] the same, counted over all requests
     pool_start: Array  # [pools] each pool's first key, counted over all requests
     pool_length: Array  # [pools] keys of the pool
@@ -32,22 +32,22 @@ class RankedRows(NamedTuple):
     max_pool: int  # longest pool
 
     def pack(self) -> list[Array]:
-        """The arrays, to be moved to a device together."""
+        """The arrays, in the order in which they move to a device together."""
         return list(self[:-3])
 
     def unpack(self, arrays: Iterator[Array]) -> "RankedRows":
-        """The same rows with the next of ``arrays`` in the order of ``pack``."""
+        """The same rows with the arrays replaced by the next of ``arrays``, which come in the order of ``pack``."""
         return RankedRows._make([*islice(arrays, len(self) - 3), *self[-3:]])
 
 
 class RankedRowsBuilder:
-    """Collects the requests of which a boundary chooses tokens, on the host."""
+    """Collects the requests that a boundary ranks, on the host."""
 
     def __init__(self) -> None:
         self.num_keys = 0
         self._key_counts: list[int] = []
         self._positions: list[Sequence[int]] = []
-        self._pools: list[tuple[int, ...]] = []  # pool_start to target, a pool a row
+        self._pools: list[tuple[int, ...]] = []  # pool_start to target, one row per pool
 
     def add(self, num_keys: int, guiding_rows: Sequence[int], pools: Sequence[Pool]) -> None:
         """Add a request.
@@ -55,7 +55,7 @@ class RankedRowsBuilder:
         Args:
             num_keys: rows that the request holds before the boundary.
             guiding_rows: its guiding rows, counted from its first key.
-            pools: its pools to choose from; ``start`` counts from its first key, the others as in ``RankedRows``.
+            pools: its pools to rank; ``start`` counts from the request's first key, the rest is as in ``RankedRows``.
         """
         for start, length, *keep_and_rows in pools:
             self._pools.append((self.num_keys + start, length, len(self._key_counts), *keep_and_rows))
@@ -64,7 +64,7 @@ class RankedRowsBuilder:
         self.num_keys += num_keys
 
     def build(self) -> RankedRows | None:
-        """All of it as numpy arrays of int64; None where there is nothing to choose."""
+        """All requests as numpy arrays of int64; None if there is nothing to rank."""
         if not self._pools:
             return None
         query_counts = [len(positions) for positions in self._positions]

@@ -54,7 +54,7 @@ def test_an_unknown_key_or_flag_names_the_nearest(key, complaint, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read"), ("a: [", "cannot be read"), ("- a\n- b\n", "no mapping"), ("\xff", "no mapping")],
+    [(None, "cannot be read"), ("a: [", "cannot be read"), ("- a\n- b\n", "not a mapping"), ("\xff", "not a mapping")],
 )
 def test_a_file_that_holds_no_options_is_told(content, reason, complaint, tmp_path):
     config = tmp_path / "server.yaml"
@@ -82,6 +82,6 @@ def test_unknown_variables_are_told_and_a_services_are_not():
         **dict.fromkeys(["DUET_PORT", "DUET_SERVICE_PORT_HTTP", "DUET_DEFALT", "DUET_QQQQ"]),
     }
     assert list(unknown_variables(environment, known)) == [
-        "DUET_DEFALT in the environment is no option of this server; did you mean DUET_DEFAULT?",
-        "DUET_QQQQ in the environment is no option of this server",
+        "DUET_DEFALT in the environment is not an option of this server; did you mean DUET_DEFAULT?",
+        "DUET_QQQQ in the environment is not an option of this server",
     ]

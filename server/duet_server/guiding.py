@@ -1,7 +1,7 @@
-"""Which prompt rows rank visual tokens under the guide ``salient``: the words that carry the user's meaning.
+"""The prompt rows that rank visual tokens under the guide ``salient``: the words that carry the user's meaning.
 
-A stop-word list alone decides, no part-of-speech tagger: a tagger's model outweighs the server itself, and it would
-judge little differently (modal verbs, numerals).
+A stop-word list decides which words these are. A part-of-speech tagger would be larger than the server itself, and
+would decide differently only in a few cases (modal verbs, numerals).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import regex
 
 # English function words: NLTK's stop words (nltk.org, corpus "stopwords") without the question words, which carry the
-# question, and without contractions, whose parts are here.
+# question, and without contractions, since their parts are in the list.
 STOP_WORDS = frozenset(
     """
     a about above after again against ain all am an and any are aren as at be because been before being below
@@ -26,24 +26,25 @@ STOP_WORDS = frozenset(
     """.split()  # noqa: SIM905 (a list would take 145 lines)
 )
 
-# Letters with their combining marks and joiners, so that no script's words fall apart; Chinese or Thai, which writes no
-# spaces, gives one word a run. An apostrophe parts a word: "what's" is "what" and the stop word "s".
+# Letters with their combining marks and joiners, so that words of every script stay whole. Chinese and Thai have no
+# spaces, so a run of them is one word. An apostrophe splits a word: "what's" is "what" and the stop word "s".
 WORD_OR_MARK = regex.compile(r"[\p{L}\p{N}\p{M}\u200c\u200d]+|[?!:？！：؟]")
 
-# Stands for an image in decoded text, so that no text is found across one (U+FFFC, object replacement character).
+# Replaces an image in decoded text, so that no match extends across an image (U+FFFC, object replacement character).
 IMAGE_BREAK = "\ufffc"
 
-# What decoders give for a character that later tokens complete (U+FFFD). Real text may hold it too, hence the limit.
+# Decoders return this for a character that later tokens complete (U+FFFD). Real text may contain it too, so the number
+# of tokens in one piece is limited.
 INCOMPLETE = "\ufffd"
 MAX_TOKENS_PER_PIECE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class AlignedText:
-    """A prompt's text, and for each text row, ascending, the characters ``[start, end)`` that it stands for."""
+    """A prompt's text, and the characters ``[start, end)`` of each text row, in ascending order of rows."""
 
     text: str
-    rows: list[tuple[int, int, int]]  # (row, start, end); a row that stands for no character has start == end
+    rows: list[tuple[int, int, int]]  # (row, start, end); a row without characters has start == end
 
 
 def salient_rows(
@@ -53,11 +54,11 @@ def salient_rows(
     visual_spans: Sequence[tuple[int, int]],
     user_texts: Sequence[str],
 ) -> list[int]:
-    """The rows that ``align`` and ``pick`` find after a prompt's first visual tokens; none without images.
+    """The salient rows after a prompt's first image, found by ``align`` and ``pick``; empty without images.
 
     Args:
-        tokenizer, prompt_text, prompt_token_ids, visual_spans: as ``align`` takes them.
-        user_texts: as ``pick`` takes them.
+        tokenizer, prompt_text, prompt_token_ids, visual_spans: as for ``align``.
+        user_texts: as for ``pick``.
 
     Returns:
         Rows of ``prompt_token_ids``, ascending, none of them visual.
@@ -74,9 +75,10 @@ def align(
     """Find the characters that each text row of a prompt with images stands for.
 
     Args:
-        tokenizer: the one that made the prompt; character offsets are used where it gives any, else it decodes.
-        prompt_text: the chat template's output, one mark of any number of tokens, or none, per image.
-        prompt_token_ids: the final prompt, images expanded.
+        tokenizer: the tokenizer that made the prompt. Its character offsets are used if it has any; otherwise it
+            decodes the rows.
+        prompt_text: the chat template's output. The mark of an image may have any number of tokens, or none.
+        prompt_token_ids: the final prompt, with all visual tokens of each image.
         visual_spans: rows ``[start, end)`` of each image's visual tokens, in any order.
     """
     ids, spans = list(prompt_token_ids), sorted(visual_spans)
@@ -84,16 +86,17 @@ def align(
 
 
 def pick(aligned: AlignedText, user_texts: Iterable[str], first_row: int) -> list[int]:
-    """The rows from ``first_row`` on that stand for salient words of the user's own text.
+    """The rows from ``first_row`` on that belong to salient words of the user's own text.
 
-    Salient are question words, the marks ``? ! :`` and every word that is no English stop word, so that in other
-    languages every word guides. A row counts if it shares a character with a salient word. If a user text is not in the
-    prompt, every row counts. The prompt's last row always guides; :func:`duet_server.plan.guiding_rows` adds it.
+    Question words, the marks ``? ! :`` and all words that are not English stop words are salient. In other languages
+    every word is salient. A row is picked if it shares a character with a salient word. If a user text is not found in
+    the prompt, all rows are picked. :func:`duet_server.plan.guiding_rows` adds the prompt's last row, which always
+    guides.
 
     Args:
         aligned: the prompt's text.
-        user_texts: the text parts of the user's messages in the prompt's order; white space at their ends is ignored.
-        first_row: the row behind the first image; rows before it see no visual token.
+        user_texts: the text parts of the user's messages, in the prompt's order; white space at their ends is ignored.
+        first_row: the first row after the first image; earlier rows attend to no visual token.
     """
     user_ranges = _find_in_order(aligned.text, user_texts)
     rows = [aligned_row for aligned_row in aligned.rows if aligned_row[0] >= first_row]
@@ -104,12 +107,12 @@ def pick(aligned: AlignedText, user_texts: Iterable[str], first_row: int) -> lis
 
 
 def is_salient(word: str) -> bool:
-    """Whether a word, or one of the marks, guides."""
+    """Whether a word or mark is salient."""
     return word.lower() not in STOP_WORDS
 
 
 def _salient_characters(text: str, ranges: Iterable[tuple[int, int]]) -> bytearray:
-    """1 for each character of a salient word or mark within the ranges, else 0."""
+    """One byte per character: 1 in salient words and marks within the ranges, else 0."""
     salient = bytearray(len(text))
     for start, end in ranges:
         for match in WORD_OR_MARK.finditer(text, start, end):
@@ -119,10 +122,10 @@ def _salient_characters(text: str, ranges: Iterable[tuple[int, int]]) -> bytearr
 
 
 def _find_in_order(text: str, user_texts: Iterable[str]) -> list[tuple[int, int]] | None:
-    """Where the user's texts lie, each searched from the end of the one before; None if one is missing."""
+    """The ranges of the user's texts, each found after the end of the one before; None if one is missing."""
     ranges: list[tuple[int, int]] = []
     end = 0
-    for user_text in map(str.strip, user_texts):  # templates strip
+    for user_text in map(str.strip, user_texts):  # chat templates strip white space
         start = text.find(user_text, end)
         if start < 0:
             return None
@@ -141,11 +144,11 @@ def _text_runs(num_tokens: int, spans: Sequence[tuple[int, int]]) -> Iterator[tu
 def _align_by_offsets(
     tokenizer: Any, text: str, ids: list[int], spans: Sequence[tuple[int, int]]
 ) -> AlignedText | None:
-    """Tokenize the text again for its offsets; None without offsets, or if the ids are not those of the prompt."""
-    for add_special_tokens in (False, True):  # chat templates tend to write BOS themselves
+    """Tokenize the text again for its offsets; None without offsets, or if the ids differ from the prompt's."""
+    for add_special_tokens in (False, True):  # most chat templates write BOS themselves
         try:
             encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-        except (NotImplementedError, TypeError, ValueError):  # how the kinds of tokenizer say that they have no offsets
+        except (NotImplementedError, TypeError, ValueError):  # a tokenizer without offsets raises one of these
             return None
         rows = _final_rows(encoded["input_ids"], ids, spans)
         offsets = encoded.get("offset_mapping")
@@ -156,7 +159,7 @@ def _align_by_offsets(
 
 
 def _final_rows(encoded_ids: list[int], ids: list[int], spans: Sequence[tuple[int, int]]) -> list[int | None] | None:
-    """The final row of each token of the un-expanded prompt, None for a mark's; None altogether if text differs."""
+    """The final row of each token of the unexpanded prompt, None for an image mark; None if the texts differ."""
     num_text_tokens = len(ids) - sum(end - start for start, end in spans)
     mark_len, remainder = divmod(len(encoded_ids) - num_text_tokens, len(spans))
     if remainder:
@@ -170,7 +173,7 @@ def _final_rows(encoded_ids: list[int], ids: list[int], spans: Sequence[tuple[in
 
 
 def _align_by_decoding(tokenizer: Any, ids: list[int], spans: Sequence[tuple[int, int]]) -> AlignedText:
-    """Decode the prompt's text rows token by token; an image reads as ``IMAGE_BREAK``."""
+    """Decode the prompt's text rows token by token; an image becomes ``IMAGE_BREAK``."""
     pieces: list[str] = []
     rows: list[tuple[int, int, int]] = []
     position = 0
@@ -187,10 +190,10 @@ def _align_by_decoding(tokenizer: Any, ids: list[int], spans: Sequence[tuple[int
 
 
 def _decoded_pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Yield ``(number of tokens, the text they add)``; tokens that share a character come together."""
-    cleanup = "clean_up_tokenization_spaces"  # would drop spaces that the prompt holds
+    """Yield ``(number of tokens, the text they add)``. Tokens that share a character form one piece."""
+    cleanup = "clean_up_tokenization_spaces"  # would drop spaces of the prompt
     options = {cleanup: False} if hasattr(tokenizer, cleanup) else {}
-    context: list[int] = []  # the piece before: without one, decoders strip a leading space
+    context: list[int] = []  # the previous piece: without it, decoders strip a leading space
     pending: list[int] = []
     for i, token_id in enumerate(ids, start=1):
         pending.append(token_id)

@@ -1,4 +1,4 @@
-"""One logging configuration for every process of a server, vLLM's loggers and uvicorn's: text, or lines of JSON."""
+"""One logging configuration for all processes of a server and for vLLM's and uvicorn's loggers: text or JSON lines."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 NO_REQUEST = "-"
-request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)  # set for as long as a request is answered
+request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)  # set while a request is answered
 ACCESS_LINE = '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s %(request_id)s'
 
 
 def set_up_logging(args: Namespace) -> None:
-    """Have vLLM log by our configuration, here and in its other processes, unless the user gave it one."""
+    """Make vLLM use our logging configuration in all of its processes, unless the user gave one."""
     from vllm import envs
     from vllm.config.logging import LoggingConfig
     from vllm.logger import configure_logging_from_args
@@ -35,7 +35,7 @@ def set_up_logging(args: Namespace) -> None:
 
 
 def logging_config(args: Namespace, *, as_json: bool) -> dict[str, Any]:
-    """What ``logging.config.dictConfig`` takes, of strings and numbers only: vLLM's and uvicorn's own, in one."""
+    """vLLM's and uvicorn's configurations merged into one for ``logging.config.dictConfig``, writable as JSON."""
     from vllm import envs
     from vllm.logger import DEFAULT_LOGGING_CONFIG
     from vllm.logging_utils import create_uvicorn_log_config
@@ -74,7 +74,7 @@ def _temporary_file(text: str) -> str:
 
 
 class RequestIdFilter(logging.Filter):
-    """Lets every record through, with the id of the request that it was made for."""
+    """Adds the id of the current request to every record, and rejects none."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
@@ -82,7 +82,7 @@ class RequestIdFilter(logging.Filter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line: an object of its time, level, logger, process and message; its request and traceback."""
+    """Writes a record as one line of JSON: time, level, logger, process, message; request id and traceback if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -101,7 +101,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def json_formatter() -> JsonFormatter:
-    """The formatter; as it is made in each process that logs in JSON, what is printed there becomes records too."""
+    """Make the formatter of a process that logs JSON; from then on, printed lines and warnings are logged too."""
     logging.captureWarnings(True)
     if not isinstance(sys.stdout, PrintedLines):
         sys.stdout = PrintedLines(sys.stdout, logging.getLogger("vllm.stdout"))  # type: ignore[assignment]
@@ -110,7 +110,7 @@ def json_formatter() -> JsonFormatter:
 
 
 class PrintedLines:
-    """Stands in for a stream and logs each line: progress bars, tracebacks, other libraries' words."""
+    """Replaces a stream and logs each line: progress bars, tracebacks, output of other libraries."""
 
     def __init__(self, stream: TextIO, logger: logging.Logger) -> None:
         self._stream, self._logger, self._unfinished = stream, logger, ""
@@ -122,7 +122,7 @@ class PrintedLines:
         return len(text)
 
     def flush(self) -> None:
-        """A line is logged once it has ended."""
+        """Does nothing: a line is logged when its end is written."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

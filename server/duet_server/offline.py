@@ -1,4 +1,4 @@
-"""Offline use: vLLM's ``LLM.chat`` under a compression setting, without a server."""
+"""Offline use: vLLM's ``LLM.chat`` with a compression setting, without a server."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ def chat(
     """Answer conversations in one batch, as ``llm.chat`` does, with fewer visual tokens.
 
     Args:
-        llm: vLLM's engine. It must serve the model with compression: DUET's plugin is loaded unless ``VLLM_PLUGINS``
-            leaves it out.
+        llm: vLLM's engine, with DUET's plugin loaded. vLLM loads the plugin unless ``VLLM_PLUGINS`` excludes it.
         messages: one conversation or a list of them, as ``llm.chat`` takes them.
         compression: a preset's name or an object, as in a request to the server.
-        sampling_params: for all conversations; by default the model's own.
+        sampling_params: for all conversations; by default the model's.
         use_tqdm: whether to show a progress bar.
 
     Raises:
-        SettingsError: for a setting, a conversation or a length that cannot be served. Nothing has run then.
+        SettingsError: if a setting, a conversation or a length cannot be served. In this case nothing has run.
     """
     served = ServedModel.from_config(llm.llm_engine.vllm_config, ServerOptions.from_args(Namespace()))
     params = sampling_params or llm.get_default_sampling_params()
@@ -57,7 +56,7 @@ def chat(
 def _request(
     llm: LLM, served: ServedModel, settings: CompressionSettings | None, messages: Any, params: SamplingParams
 ) -> tuple[Any, SamplingParams]:
-    """A conversation's rendered prompt, and its sampling parameters with the engine's keys in them."""
+    """A conversation's rendered prompt, and its sampling parameters with the keys that the engine reads."""
     if settings is None or served.shape is None or settings.is_off:
         return llm._preprocess_chat_one(messages), params
     engine_input = llm._preprocess_chat_one(messages, mm_processor_kwargs=encode_processor_kwargs(settings))

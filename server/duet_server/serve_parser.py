@@ -1,4 +1,4 @@
-"""The parser of ``duet-server serve``: vLLM's, which says of DUET's options where a mistake is and what it may mean."""
+"""The parser of ``duet-server serve``: vLLM's parser, which also reads DUET's keys and suggests names after a typo."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import yaml  # type: ignore[import-untyped]
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 DUET_PREFIX = "duet-"
-# What Kubernetes tells a container of a service whose name begins with "duet".
+# Variables that Kubernetes sets in every container if a service's name begins with "duet".
 _OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP)\w*)$")
 
 
 class ServeParser(FlexibleArgumentParser):
-    """Reads DUET's keys of a ``--config`` file as the environment's variables are read: as text.
+    """Reads DUET's keys of a ``--config`` file as text, like environment variables.
 
-    vLLM drops what YAML makes of ``off``, and takes the items of a list for values of their own.
+    vLLM's parser would drop ``off``, which YAML reads as false, and would make a separate value of each list item.
     """
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
-        # vLLM reads --config=FILE in two pieces.
+        # vLLM's parser finds a config file only if --config and FILE are two words.
         pieces = (word.split("=", 1) if word.startswith("--config=") else [word] for word in args)
         return super().parse_args([piece for word in pieces for piece in word], namespace)
 
@@ -35,7 +35,7 @@ class ServeParser(FlexibleArgumentParser):
         raise AssertionError("argparse ends the process")
 
     def load_config_file(self, file_path: str) -> list[str]:
-        """The command line that a file stands for."""
+        """The words of the command line that a config file replaces."""
         settings = {str(key).replace("_", "-"): value for key, value in self._read(file_path).items()}
         duet_settings = {key: settings.pop(key) for key in list(settings) if key.startswith(DUET_PREFIX)}
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as rest:
@@ -49,12 +49,12 @@ class ServeParser(FlexibleArgumentParser):
         except (OSError, ValueError, yaml.YAMLError) as error:
             self.error(f"--config {file_path} cannot be read: {' '.join(str(error).split())}")
         if not isinstance(settings, dict | None):
-            self.error(f"--config {file_path} holds no mapping of options to values")
+            self.error(f"--config {file_path} is not a mapping of options to values")
         return settings or {}
 
 
 def as_text(value: object) -> str:
-    """A value of YAML as it would be written on the command line."""
+    """A YAML value as written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list):
@@ -70,12 +70,12 @@ def _nearest_flags(message: str, parser: argparse.ArgumentParser) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question to be read after a message about ``name``; empty where nothing is near."""
+    """The end of a message about ``name`` that suggests a similar known name; empty if there is none."""
     return "".join(f"; did you mean {match}?" for match in get_close_matches(name, list(known), n=1))
 
 
 def unknown_variables(environment: Mapping[str, str], known: Iterable[str]) -> Iterator[str]:
-    """A sentence for every variable under DUET's prefix that is none of its options."""
+    """Yield a sentence for each variable that begins with ``DUET_`` but is not an option."""
     for name in sorted(set(environment) - set(known)):
         if name.startswith("DUET_") and not _OF_A_SERVICE.search(name):
-            yield f"{name} in the environment is no option of this server{nearest(name, known)}"
+            yield f"{name} in the environment is not an option of this server{nearest(name, known)}"

@@ -1,7 +1,7 @@
 """``duet_stage1_seconds`` and ``duet_stage2_seconds``: the time that both stages take inside the engine.
 
-The model's process records them. The API's process names them too, so that they are in ``/metrics`` from the start; it
-shows the recorded values only where both share ``PROMETHEUS_MULTIPROC_DIR``, which ``duet-server serve`` sets.
+The model's process records them. The API's process also defines them, so that they are in ``/metrics`` from the start.
+It shows the recorded values only if both processes share ``PROMETHEUS_MULTIPROC_DIR``; ``duet-server serve`` sets it.
 """
 
 from __future__ import annotations

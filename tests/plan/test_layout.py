@@ -45,8 +45,8 @@ def test_a_prompt_may_be_visual_from_end_to_end():
     [
         ([(0, 4), (3, 6)], r"\[3, 6\) overlaps the one that ends at 4"),
         ([(2, 4), (2, 4)], r"\[2, 4\) overlaps"),
-        ([(8, 11)], r"\[8, 11\) is empty or leaves the prompt's \[0, 10\)"),
-        ([(-1, 4)], r"\[-1, 4\) is empty or leaves"),
+        ([(8, 11)], r"\[8, 11\) is empty or reaches outside the prompt, \[0, 10\)"),
+        ([(-1, 4)], r"\[-1, 4\) is empty or reaches outside"),
         ([(4, 4)], r"\[4, 4\) is empty"),
         ([(5, 4)], r"\[5, 4\) is empty"),
     ],
@@ -100,8 +100,8 @@ def test_nothing_guides_a_prompt_without_pools(text):
     [
         ([3], "salient row 3 is a visual token, expected a text row"),
         ([7, 13], "salient row 13 is a visual token"),
-        ([20], r"salient row 20 leaves the prompt's \[0, 20\)"),
-        ([-1], "salient row -1 leaves"),
+        ([20], r"salient row 20 is outside the prompt, \[0, 20\)"),
+        ([-1], "salient row -1 is outside"),
     ],
 )
 def test_salient_rows_must_be_text_rows_of_the_prompt(salient, message):

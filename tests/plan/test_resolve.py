@@ -9,7 +9,7 @@ from tests.plan.shapes import LLAVA_7B, llava, shapes
 
 OFF = off_settings(LLAVA_7B)
 ALL_KEYS = "preset, reduction, visual_tokens, dominant, contextual, keep, cluster_width, guide"
-FORMS = "exactly one of preset, reduction, visual_tokens or explicit counts (dominant with contextual, keep, or all)"
+FORMS = "exactly one of preset, reduction, visual_tokens or explicit counts (dominant and contextual, keep, or all)"
 
 
 def test_a_request_that_says_nothing_gets_the_default():
@@ -77,7 +77,7 @@ def test_cluster_width_means_nothing_without_stage_1():
         ({"guide": "last"}, "compression", {"guide": "last"}, FORMS),
         ({"reduction": 0.5, "visual_tokens": 64}, "compression", {"reduction": 0.5, "visual_tokens": 64}, FORMS),
         ({"preset": "off", "keep": [1, 1]}, "compression", {"preset": "off", "keep": [1, 1]}, FORMS),
-        ({"ratio": 0.5}, "compression.ratio", 0.5, f"no such field but only {ALL_KEYS}"),
+        ({"ratio": 0.5}, "compression.ratio", 0.5, f"only the fields {ALL_KEYS}"),
         ({"reduction": 0.98}, "compression.reduction", 0.98, "a number from 0 to 0.97"),
         ({"reduction": -0.1}, "compression.reduction", -0.1, "a number from 0 to 0.97"),
         ({"reduction": "0.5"}, "compression.reduction", "0.5", "a number from 0 to 0.97"),
@@ -100,19 +100,19 @@ def test_cluster_width_means_nothing_without_stage_1():
             {"dominant": 600, "contextual": 2, "keep": [1, 1]},
             "compression.dominant",
             600,
-            "a whole number from 1 to 575: the class token and at most 576 patches less contextual",
+            "a whole number from 1 to 575: the class token and 576 patches, less contextual",
         ),
         (
             {"dominant": 0, "contextual": 2},
             "compression.dominant",
             0,
-            "a whole number from 1 to 575: the class token and at most 576 patches less contextual",
+            "a whole number from 1 to 575: the class token and 576 patches, less contextual",
         ),
         (
             {"contextual": 2},
             "compression.dominant",
             None,
-            "a whole number from 1 to 575: the class token and at most 576 patches less contextual",
+            "a whole number from 1 to 575: the class token and 576 patches, less contextual",
         ),
         (
             {"dominant": 72},
@@ -153,7 +153,7 @@ def test_cluster_width_means_nothing_without_stage_1():
         ({"preset": "light", "guide": "some"}, "compression.guide", "some", "one of all, salient, last"),
         ({"preset": "light", "guide": ["all"]}, "compression.guide", ["all"], "one of all, salient, last"),
         ({"preset": "light", "text": "some"}, "compression.text", "some", "one of all, salient, last"),
-        ({"preset": "light", "text": "all", "guide": "all"}, "compression.text", "all", "no such field next to guide"),
+        ({"preset": "light", "text": "all", "guide": "all"}, "compression.text", "all", "nothing, since guide is set"),
         ({"preset": 7}, "compression.preset", 7, "one of off, light, balanced, aggressive, visionzip"),
     ],
     ids=lambda part: repr(part) if isinstance(part, dict) else "",
@@ -185,7 +185,7 @@ def test_keeps_are_numbers(keep):
 @pytest.mark.parametrize(
     ("boundaries", "expected"),
     [
-        ((), "an empty list, as this server has no boundary at which to drop"),
+        ((), "an empty list, since this server has no boundaries"),
         ((16,), "1 number from 0 to 1 that never rise, one for each boundary (16)"),
     ],
 )
@@ -199,8 +199,7 @@ def test_stage_1_of_an_encoder_without_cls_is_refused():
     with pytest.raises(SettingsError) as raised:
         resolve_settings({"dominant": 72, "contextual": 30}, llava(has_cls=False))
     assert str(raised.value) == (
-        "compression.dominant is 72, expected only keep: stage 1 does not serve vision encoders without a class "
-        "token yet."
+        "compression.dominant is 72, expected only keep, since stage 1 needs a vision encoder with a class token."
     )
 
 
@@ -222,7 +221,8 @@ def test_nothing_passes_the_servers_limit(request_, kept):
         resolve_settings(request_, LLAVA_7B, max_reduction=0.75)
     assert (raised.value.field, raised.value.value) == ("compression", request_)
     assert raised.value.expected == (
-        f"a layer average of at least 144 visual tokens per image, for a reduction of at most 0.75; this keeps {kept}"
+        "a layer average of at least 144 visual tokens per image, for a reduction of at most 0.75; "
+        f"this request keeps {kept}"
     )
 
 

@@ -109,8 +109,8 @@ def test_keeps_that_cannot_be_served(keep: object):
 @pytest.mark.parametrize(
     ("text", "guide", "message"),
     [
-        ("salient", [20], "row 20 leaves the prompt"),
-        ("salient", [-1], "row -1 leaves the prompt"),
+        ("salient", [20], "row 20 is outside the prompt"),
+        ("salient", [-1], "row -1 is outside the prompt"),
         ("salient", [11, 13], "row 13 is a visual token"),
         ("salient", None, "expected a list of prompt rows"),
         ("salient", 11, "expected a list of prompt rows"),

@@ -1,4 +1,4 @@
-"""The vLLM plugin: both DUET stages inside the prefill, each segment of layers with a KV cache of its own."""
+"""The vLLM plugin: both stages run inside the prefill, and each segment of decoder layers has its own KV cache."""
 
 
 def register() -> None:

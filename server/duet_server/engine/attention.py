@@ -1,4 +1,4 @@
-"""Attention over a segment: vLLM's own backend, with metadata rewritten to what the segment holds."""
+"""Attention over a segment: vLLM's own backend, with metadata rewritten for the rows that the segment holds."""
 
 import functools
 from copy import copy
@@ -19,12 +19,12 @@ from duet_server.engine.vllm_internals import (
     subclass_attention_backend_with_overrides,
 )
 
-# Their metadata and cache writes fit; others plan ahead on the host, or lay their cache out in other ways.
+# Segments work with the metadata and cache writes of these. Others plan on the host or have another cache layout.
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 
 
 class SegmentAttention(Attention):
-    """A decoder layer's attention, replaced in place, whose KV cache belongs to one segment."""
+    """Replaces the attention of a decoder layer. Its KV cache belongs to one segment."""
 
     def __init__(self, attention: Attention, segment_idx: int, step: CurrentStep, vllm_config: VllmConfig) -> None:
         name = attention.layer_name
@@ -50,7 +50,7 @@ class SegmentAttention(Attention):
 
 
 def _check_plain(attention: Attention) -> None:
-    """Raise for attention that is more than a causal softmax over all keys: it could not be built anew."""
+    """Raise if the attention is not a plain causal softmax over all keys: ``SegmentAttention`` builds only that."""
     backend = attention.attn_backend.get_name()
     extras = {
         f"the attention backend {backend} (--attention-backend)": backend not in BACKENDS,
@@ -63,22 +63,37 @@ def _check_plain(attention: Attention) -> None:
     found = [name for name, present in extras.items() if present]
     if found:
         raise ValueError(
-            f"{attention.layer_name} has {' and '.join(found)}: DUET serves plain causal attention by "
-            f"{', '.join(BACKENDS)} only"
+            f"{attention.layer_name} has {' and '.join(found)}: DUET serves plain causal attention only, by "
+            f"{', '.join(BACKENDS)}"
         )
 
 
 @functools.lru_cache
 def segment_backend(underlying: type[AttentionBackend]) -> type[AttentionBackend]:
-    """The backend's subclass that plans, writes and reads a segment's rows (as vLLM's ``cross_attention.py`` does)."""
+    """The subclass of a backend that plans, writes and reads the rows of a segment.
+
+    vLLM's ``model_executor/layers/attention/cross_attention.py`` makes its backend in the same way. The list names the
+    vLLM functions that use each override. If vLLM stops using one, there is no error, but keys go to wrong blocks or
+    wrong rows are read.
+
+    - ``build`` is called by ``GPUModelRunner._build_attention_metadata`` (V1) and ``build_attn_metadata`` in
+      ``v1/worker/gpu/attn_utils.py`` (V2), both through ``AttentionGroup.build_metadata``.
+    - ``supports_update_block_table`` is read by the same two functions before they call ``update_block_table``.
+    - ``get_cudagraph_support`` is called by ``GPUModelRunner._check_and_update_cudagraph_mode`` (V1) and by
+      ``get_attn_cg_support`` in that file (V2).
+    - ``forward_includes_kv_cache_update`` is read by ``Attention.forward``. If it is false, ``Attention.forward`` calls
+      ``unified_kv_cache_update``, which writes keys and values with the slot mapping of the forward context.
+    - ``forward`` is called by ``unified_attention_with_output``.
+    """
 
     class SegmentBuilder(underlying.get_builder_cls()):  # type: ignore[misc]
-        # The runner would hand the second group of a cut segment the slot mapping of the uncompressed layout.
+        # A segment can have several KV-cache groups. V1 would build metadata for the first one only, and reuse it
+        # for the others with the slot mapping of the uncompressed layout.
         supports_update_block_table = False
 
         @classmethod
         def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: Any) -> AttentionCGSupport:
-            # A graph that also serves prefills would be replayed for one that drops.
+            # A CUDA graph that serves prefills as well would also be replayed for a prefill that drops.
             support = super().get_cudagraph_support(vllm_config, kv_cache_spec)
             return min(support, AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE, key=lambda s: s.value)
 
@@ -103,8 +118,8 @@ def segment_backend(underlying: type[AttentionBackend]) -> type[AttentionBackend
             *args: Any,
             **kwargs: Any,
         ) -> torch.Tensor:
-            # The forward context's slot mapping belongs to the uncompressed layout: written through it, keys would
-            # land in other requests' blocks.
+            # The forward context's slot mapping belongs to the uncompressed layout. With it, keys would be written
+            # into blocks of other requests.
             if attn_metadata is not None and not underlying.forward_includes_kv_cache_update:
                 self.do_kv_cache_update(layer, key, value, kv_cache, attn_metadata.slot_mapping)
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
@@ -121,7 +136,7 @@ def segment_backend(underlying: type[AttentionBackend]) -> type[AttentionBackend
 
 
 def segment_metadata(common: CommonAttentionMetadata, step: CurrentStep, layer_name: str) -> CommonAttentionMetadata:
-    """The step's metadata as one layer's segment sees it; a copy, since all groups share the original."""
+    """The step's metadata for the segment of one layer. It is a copy, since all groups share the original."""
     layout = step.layout
     if layout is None:
         return common
@@ -136,7 +151,7 @@ def segment_metadata(common: CommonAttentionMetadata, step: CurrentStep, layer_n
         view.seq_lens_cpu_upper_bound = common.seq_lens_cpu_upper_bound - torch.from_numpy(
             layout.dropped[segment_idx].astype(np.int32)
         )
-        if layout.has_drops:  # a graph is captured with a bound of its own
+        if layout.has_drops:  # a captured graph has its own bound
             view.max_seq_len = int(view.seq_lens_cpu_upper_bound.max())
     view.max_query_len = layout.max_query_lens[segment_idx]
     view.num_actual_tokens = num_rows

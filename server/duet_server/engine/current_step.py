@@ -1,4 +1,4 @@
-"""The running step: shared by the runner's hook, which begins it, the attention layers and the model."""
+"""The running step. The runner's hook begins it; the attention layers and the model read it."""
 
 from collections.abc import Sequence
 
@@ -12,22 +12,23 @@ from duet_server.plan import RequestPlan
 
 
 class CurrentStep:
-    """Holder of the running step's layout and of the buffers that every step reuses."""
+    """Holds the layout of the running step and the buffers that all steps reuse."""
 
     buffers: SegmentBuffers
 
     def __init__(self, num_segments: int, vllm_config: VllmConfig) -> None:
         self.num_segments = num_segments
         self._vllm_config = vllm_config
-        self.layout: StepLayout | None = None  # None: every segment sees what vLLM prepared
+        self.layout: StepLayout | None = None  # None: every segment uses the metadata that vLLM prepared
         self.boundaries: tuple[StepBoundary | None, ...] = ()
 
     def allocate(
         self, kv_cache_config: KVCacheConfig, tables: Sequence[torch.Tensor], block_sizes: Sequence[int]
     ) -> None:
-        """Make the buffers, once the KV cache exists.
+        """Allocate the buffers. Called once, after the KV cache exists.
 
         Args:
+            kv_cache_config: vLLM's, with a ``SegmentSpec`` in every group.
             tables: per KV-cache group ``[requests, blocks]``, the runner's block tables in batch order.
             block_sizes: per KV-cache group, tokens per block of its table.
         """
@@ -63,9 +64,9 @@ class CurrentStep:
         """Lay out a step before its attention metadata is built.
 
         Args:
-            plans, num_computed, num_scheduled: as in ``StepLayout``, in batch order; both arrays without padding.
-            seq_lens: ``[requests]`` int32 on the device, with this step's tokens and before anything dropped; padding
-                included, as in all that is written.
+            plans, num_computed, num_scheduled: as in ``StepLayout``, in batch order, without padding.
+            seq_lens: ``[requests]`` int32 on the device, tokens per request before any drop, tokens of this step
+                included. Padding is included, as in everything that ``place_rows`` writes.
             num_rows: rows of the batch, padding included.
         """
         num_padding = seq_lens.shape[0] - len(plans)
@@ -81,6 +82,6 @@ class CurrentStep:
         self.layout, self.boundaries = layout, on_device.boundaries
 
     def _replays_graph(self, layout: StepLayout) -> bool:
-        """Whether a full CUDA graph may run the step: it reads the buffers, whoever decodes."""
+        """Whether a full CUDA graph may run the step. It reads the buffers in every step, even if no request drops."""
         mode = self._vllm_config.compilation_config.cudagraph_mode
         return mode is not None and mode.has_full_cudagraphs() and layout.max_query_lens[0] <= 1

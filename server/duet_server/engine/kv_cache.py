@@ -1,4 +1,4 @@
-"""KV-cache groups by segment: the spec that keeps them apart, and the manager that allocates what a segment holds."""
+"""KV-cache groups by segment: the spec that keeps segments apart, and the manager that allocates their blocks."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -19,7 +19,7 @@ from duet_server.engine.vllm_internals import (
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSpec(FullAttentionSpec):
-    """Full attention over what one segment holds. All segments have one, or vLLM would merge them into one group."""
+    """Full attention over the tokens of one segment. Every layer has one, so that vLLM groups layers by segment."""
 
     segment_idx: int
 
@@ -33,12 +33,12 @@ class SegmentSpec(FullAttentionSpec):
 
 
 class SegmentManager(FullAttentionManager):
-    """Allocates blocks for the tokens that a request still has in this segment."""
+    """Allocates blocks for the tokens of a request that this segment holds."""
 
     def __init__(self, kv_cache_spec: SegmentSpec, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, **kwargs)
         self.segment_idx = kv_cache_spec.segment_idx
-        self.plans: RequestPlans | None = None  # the scheduler's; set once the managers exist
+        self.plans: RequestPlans | None = None  # the scheduler's plans, set after the managers are built
 
     def _num_held(self, request_id: str, num_tokens: int) -> int:
         return num_tokens - self.plans.dropped(request_id, self.segment_idx) if self.plans else num_tokens
@@ -53,12 +53,13 @@ class SegmentManager(FullAttentionManager):
         return super().allocate_new_blocks(request_id, self._num_held(request_id, num_tokens), num_tokens_main_model)
 
     def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        # Dropped tokens shift the rest: such blocks do not hold what their hash would say.
+        # A block's hash covers tokens of the prompt. After a drop, the block holds other tokens than its hash says.
         if self.plans is None or self.plans.get(request.request_id) is None:
             super().cache_blocks(request, *args, **kwargs)
 
 
 def register_spec() -> None:
+    """Tell vLLM which manager allocates blocks for a ``SegmentSpec``."""
     KVCacheSpecRegistry._ensure_registered()
     KVCacheSpecRegistry.register(SegmentSpec, SegmentManager)
 

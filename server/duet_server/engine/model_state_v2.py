@@ -1,4 +1,4 @@
-"""The worker's side under vLLM's V2 model runner, which asks the model for it: ``get_model_state_cls``."""
+"""The worker's hooks for vLLM's V2 model runner, which gets them from the model (``get_model_state_cls``)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from duet_server.engine.vllm_internals import CUDAGraphMode, KVCacheConfig
 
 
 class DuetModelState(DefaultModelState):
-    """Plans by request, and every step begun before its attention metadata is built."""
+    """Keeps the plan of each request, and begins every step before its attention metadata is built."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -19,7 +19,7 @@ class DuetModelState(DefaultModelState):
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
-        # A resumed request comes anew, with its outputs behind the prompt.
+        # After a preemption a request is added again, with its generated tokens behind the prompt.
         new = new_req_data
         self.plans.add(new.req_id, new.prompt_len, new.mm_features, new.sampling_params)
 
@@ -33,7 +33,7 @@ class DuetModelState(DefaultModelState):
         self.model.warm_up()
 
     def prepare_attn(self, input_batch: Any, cudagraph_mode: CUDAGraphMode, *args: Any, **kwargs: Any) -> Any:
-        # As in DefaultModelState: full graphs are padded, everything else is not.
+        # As in DefaultModelState: only batches of full CUDA graphs are padded.
         is_padded = cudagraph_mode == CUDAGraphMode.FULL
         num_reqs = input_batch.num_reqs_after_padding if is_padded else input_batch.num_reqs
         num_rows = input_batch.num_tokens_after_padding if is_padded else input_batch.num_tokens

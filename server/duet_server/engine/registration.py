@@ -1,4 +1,4 @@
-"""What the plugin tells vLLM: which models it serves, and the configuration that these need."""
+"""Registers the models that the plugin serves, and sets the vLLM configuration that they need."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def register_models() -> None:
 
 
 class DuetLlavaConfig(VerifyAndUpdateConfig):
-    """Runs while vLLM puts its configuration together, before the platform fills in what is still automatic."""
+    """vLLM calls it while it builds its configuration, before the platform replaces values that are "auto"."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
@@ -42,7 +42,7 @@ class DuetLlavaConfig(VerifyAndUpdateConfig):
         _refuse_unsupported(vllm_config)
         if current_platform.device_type == "cuda":
             logger.warning_once(
-                "DUET's engine has not been proven on a GPU yet: `make test-gpu` checks it, `make bench-gpu` measures."
+                "DUET's engine has not been proven on a GPU yet: `make test-gpu` checks it, `make bench-gpu` times it."
             )
         _set_boundaries(vllm_config)
         scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
@@ -52,7 +52,7 @@ class DuetLlavaConfig(VerifyAndUpdateConfig):
         if parallel.worker_cls == "auto":
             parallel.worker_cls = WORKERS[current_platform.device_type]
         _send_every_picture(vllm_config.model_config.multimodal_config)
-        # Graphs of single decoding steps alone: a prefill that drops changes its number of rows on the way.
+        # CUDA graphs for decode steps only: a prefill that drops changes its number of rows between layers.
         compilation = vllm_config.compilation_config
         if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
             compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
@@ -62,7 +62,7 @@ def _set_boundaries(vllm_config: VllmConfig) -> None:
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     duet = dict(vllm_config.additional_config.get("duet", {}))
     boundaries = duet.get("boundaries")
-    duet["served"] = True  # the API's sign that the engine compresses this model
+    duet["served"] = True  # tells the API that the engine compresses this model
     duet["boundaries"] = list(
         default_boundaries(num_layers) if boundaries is None else check_boundaries(boundaries, num_layers)
     )
@@ -70,17 +70,17 @@ def _set_boundaries(vllm_config: VllmConfig) -> None:
 
 
 def _send_every_picture(multimodal_config: Any) -> None:
-    """Keep processed pictures in the API's process alone, as vLLM does itself where there are several of them.
+    """Cache processed pictures in the API's process only, as vLLM does itself with several API processes.
 
-    Its default is a second cache in the engine that must mirror the first one. Clients that hang up at the wrong moment
-    set the two apart, and others, whose pictures are then missing, get a 500.
+    By default a second cache in the engine must mirror the first one. If a client disconnects at the wrong moment, the
+    two caches differ. Pictures of other requests are then missing in the engine, and these requests get status 500.
     """
     if multimodal_config.mm_processor_cache_type == "lru":
         multimodal_config.mm_processor_cache_type = "processor_only"
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
-    """Raise for vLLM features whose tokens would not be right with segments of different length."""
+    """Raise for vLLM features that would give wrong tokens with segments of different lengths."""
     parallel: Any = vllm_config.parallel_config
     cache: Any = vllm_config.cache_config
     graphs = vllm_config.compilation_config.cudagraph_mode
@@ -101,6 +101,6 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     refused = [name for name, used in in_use.items() if used]
     if refused:
         raise ValueError(
-            f"duet-server does not support {', '.join(refused)} yet. Start without, or with VLLM_PLUGINS='' for vLLM's "
-            "own model, which does not compress."
+            f"duet-server does not support {', '.join(refused)} yet. Start without this, or set VLLM_PLUGINS='' to "
+            "serve vLLM's own model without compression."
         )

@@ -1,4 +1,4 @@
-"""The plans of the requests that an engine process knows: the one mutable per-request state of compression."""
+"""The plans of all requests in an engine process. Compression has no other mutable state per request."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,14 +15,14 @@ class RequestPlans:
         self._plans: dict[str, RequestPlan | None] = {}
 
     def add(self, request_id: str, num_prompt_tokens: int, mm_features: Iterable[Any], sampling_params: Any) -> None:
-        """Remember the request's plan, or that it drops nothing.
+        """Store the request's plan, or that it drops nothing.
 
         Args:
             mm_features: vLLM's ``MultiModalFeatureSpec`` of every image.
             sampling_params: vLLM's, or None.
 
         Raises:
-            SettingsError: the request's settings cannot be served.
+            SettingsError: if the request's settings cannot be served.
         """
         spans = visual_spans(feature.mm_position for feature in mm_features)
         extra_args = sampling_params.extra_args if sampling_params else None

@@ -1,4 +1,4 @@
-"""The hooks on vLLM's V1 model runner: every step begun before its attention metadata is built."""
+"""The hooks for vLLM's V1 model runner. They begin every step before its attention metadata is built."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ from duet_server.plan import RequestPlan
 
 
 class PlansMixin:
-    """Three hooks on ``GPUModelRunner``: the KV cache is there, metadata is to be built, a request is forgotten."""
+    """Hooks for ``GPUModelRunner``: after the KV cache exists, before metadata is built, after a request is removed."""
 
     @functools.cached_property
     def plans(self: Any) -> RequestPlans:
@@ -33,7 +33,7 @@ class PlansMixin:
             req_ids = self.input_batch.req_ids[:num_reqs]
             plans = [self._plan(req_id) for req_id in req_ids]
             scheduled = np.array([num_scheduled[req_id] for req_id in req_ids])
-        else:  # profiling and graph capture: nothing drops
+        else:  # profiling and CUDA graph capture: nothing drops
             plans, scheduled = [None] * num_reqs, np.full(num_reqs, kwargs["max_query_len"])
         self.model.decoder.step.begin(
             plans,
@@ -49,7 +49,7 @@ class PlansMixin:
         self.plans.remove(req_id)
 
     def _plan(self: Any, req_id: str) -> RequestPlan | None:
-        """The request's plan, rebuilt from the state that vLLM sent along with it."""
+        """The request's plan, built on first use from the state that vLLM sent to the worker."""
         if req_id not in self.plans:
             request = self.requests[req_id]
             self.plans.add(req_id, request.num_prompt_tokens, request.mm_features, request.sampling_params)

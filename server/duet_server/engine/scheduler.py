@@ -1,4 +1,4 @@
-"""The scheduler's side: plans made when requests arrive, compressed prefills kept whole."""
+"""The scheduler: makes a plan when a request arrives, and never splits a prefill that drops."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ logger = init_logger(__name__)
 
 
 class DuetScheduler(AsyncScheduler):
-    """vLLM's scheduler, which allocates each segment's KV cache by the request's plan."""
+    """vLLM's scheduler, extended to allocate the KV cache of each segment by the request's plan."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -26,12 +26,12 @@ class DuetScheduler(AsyncScheduler):
         try:
             self._add_plan(request)
         except SettingsError as error:
-            # The server refuses these before they get here. Whoever bypasses it gets an error, not a dead engine:
-            # vLLM finishes the requests of this set with one in its next step.
+            # The API refuses these earlier. If one arrives another way, add it to the set of requests that vLLM
+            # finishes with an error in its next step (``update_from_output``), so that the engine survives.
             logger.error("Request %s refused: %s", request.request_id, error)
             self.encoder_cache_mismatch_reqs.add(request.request_id)
             request.sampling_params = request.sampling_params.clone()
-            request.sampling_params.extra_args = None  # workers, which may still see the request, make no plan either
+            request.sampling_params.extra_args = None  # workers may still see it; they must not make a plan
         super().add_request(request)
 
     def _add_plan(self, request: Request) -> None:
@@ -40,13 +40,13 @@ class DuetScheduler(AsyncScheduler):
             return
         if request.resumable:
             self.plans.remove(request.request_id)
-            raise SettingsError("resumable", True, "no streaming input: a prefill that drops needs the whole prompt")
+            raise SettingsError("resumable", True, "False: a prefill that drops needs the whole prompt at once")
         request.skip_reading_prefix_cache = True
         longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
         if longest > self.max_num_scheduled_tokens:
             self.plans.remove(request.request_id)
             raise SettingsError(
-                "prompt and max_tokens", longest, f"at most {self.max_num_scheduled_tokens} tokens in all"
+                "prompt and max_tokens", longest, f"at most {self.max_num_scheduled_tokens} tokens together"
             )
 
     def _try_schedule_encoder_inputs(
@@ -57,7 +57,7 @@ class DuetScheduler(AsyncScheduler):
         encoder_compute_budget: int,
         **kwargs: Any,
     ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """Which tokens survive is decided by the whole prompt at once: a prefill that drops waits until it fits."""
+        """Make a prefill that drops wait until it fits one step: its tokens are chosen from the whole prompt."""
         scheduled = super()._try_schedule_encoder_inputs(
             request, num_computed_tokens, num_new_tokens, encoder_compute_budget, **kwargs
         )

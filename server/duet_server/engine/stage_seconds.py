@@ -1,4 +1,4 @@
-"""Clocks around both stages: each adds up the time of a step and records it in the stage's histogram."""
+"""Clocks for both stages. Each adds up the stage's time in a step and records it in the stage's histogram."""
 
 from collections import deque
 from types import TracebackType
@@ -11,20 +11,20 @@ from duet_server.engine.vllm_internals import VllmConfig, current_platform, get_
 
 
 def stage_clock(histogram: Histogram, vllm_config: VllmConfig) -> "StageClock":
-    """The served model's clock; of tensor-parallel ranks, which all do the same, only the first one counts."""
+    """A clock for the served model. All tensor-parallel ranks do the same, so only the first one records."""
     counts = get_tensor_model_parallel_rank() == 0
     series = histogram.labels(vllm_config.model_config.served_model_name) if counts else None
     return StageClock(series, on_gpu=current_platform.device_type == "cuda")
 
 
 class StageClock(Timer):
-    """Adds up what runs inside ``with clock:`` until ``observe()``. On a GPU it is the stream's time: no host waits."""
+    """Adds up the time inside ``with clock:`` until ``observe()``. On a GPU this is stream time: no host wait."""
 
     def __init__(self, series: Any, on_gpu: bool) -> None:
         super().__init__(on_gpu)
         self._series = series
         self._spans: list[tuple[Any, Any]] = []
-        self._pending: deque[list[tuple[Any, Any]]] = deque()  # whose last event the stream may not have passed yet
+        self._pending: deque[list[tuple[Any, Any]]] = deque()  # samples that the stream may not have finished
 
     def __enter__(self) -> None:
         self._start = self._now()
@@ -33,7 +33,7 @@ class StageClock(Timer):
         self._spans.append((self._start, self._now()))
 
     def observe(self) -> None:
-        """Count one sample, the sum since the last call; on a GPU, those that are over by now."""
+        """Record the sum since the last call as one sample; on a GPU, all samples that the stream has finished."""
         if self._spans:
             self._pending.append(self._spans)
             self._spans = []

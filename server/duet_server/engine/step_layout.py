@@ -1,6 +1,6 @@
-"""Where every row of one engine step lies in every segment: planned on the host, before the forward.
+"""Where every row of one engine step lies in every segment, planned on the host before the forward pass.
 
-Only *which* visual tokens survive is decided on the device; how many, and so all lengths, positions and places, is not.
+The device decides only *which* visual tokens survive. The host knows how many, and so all lengths and positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,18 +18,18 @@ from duet_server.plan import RequestPlan, text_rows
 
 @dataclass(frozen=True, slots=True)
 class StepBoundary:
-    """How the rows of one segment follow from those of the segment before; numpy while planned, torch on the device."""
+    """The rows of one segment that go on into the next; numpy while planned, torch on the device."""
 
-    rows: Array  # [rows after] rows of the segment before; at the places of ranked pools, placeholders
+    rows: Array  # [rows after] rows of the segment before; placeholders for the ranked pools
     key_rows: Array | None = None  # [keys] rows of the segment before that are the keys of ``ranked``
-    ranked: RankedRows | None = None  # None where nothing is to be chosen
+    ranked: RankedRows | None = None  # None if no pool needs scores
 
     def pack(self) -> list[Array]:
-        """The arrays, to be moved to a device together."""
+        """The arrays, in the order in which they move to a device together."""
         return [self.rows] if self.ranked is None else [self.rows, self.key_rows, *self.ranked.pack()]
 
     def unpack(self, arrays: Iterator[Array]) -> Self:
-        """The same boundary with the next of ``arrays`` in the order of ``pack``."""
+        """The same boundary with its arrays replaced by the next of ``arrays``, which come in the order of ``pack``."""
         rows = next(arrays)
         return type(self)(rows) if self.ranked is None else type(self)(rows, next(arrays), self.ranked.unpack(arrays))
 
@@ -38,8 +38,8 @@ class StepLayout:
     """The layout of one step; immutable.
 
     Args:
-        plans: per request of the batch its plan, None where nothing drops.
-        num_computed: ``[requests]``, tokens that earlier steps computed.
+        plans: the plan of each request in the batch, None if nothing drops.
+        num_computed: ``[requests]``, tokens that earlier steps have computed.
         num_scheduled: ``[requests]``, tokens that this step computes; 0 for padding.
     """
 
@@ -52,7 +52,7 @@ class StepLayout:
     ) -> None:
         self.num_segments = num_segments
         self.has_drops = False  # whether any request holds fewer tokens in some segment, now or since an earlier step
-        # Where visual tokens drop now; vLLM's scheduler keeps these whole. A resumed one ends on its outputs.
+        # Requests that drop in this step; the scheduler never splits them. After a preemption, generated tokens follow.
         self.prefills: list[tuple[int, RequestPlan]] = []
         self.dropped = np.zeros((num_segments, len(plans)), dtype=np.int64)
         counts = np.tile(num_scheduled, (num_segments, 1))
@@ -71,12 +71,12 @@ class StepLayout:
 
     @cached_property
     def num_rows(self) -> list[int]:
-        """By segment."""
+        """Rows of the step in each segment."""
         return self.starts[:, -1].tolist()
 
     @cached_property
     def boundaries(self) -> tuple[StepBoundary | None, ...]:
-        """One entry per boundary; None where every row goes on."""
+        """One entry per boundary; None if every row goes on."""
         if not self.prefills:
             return (None,) * (self.num_segments - 1)
         return tuple(_step_boundary(self, idx) for idx in range(1, self.num_segments))
@@ -84,15 +84,15 @@ class StepLayout:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLayout:
-    """What the device reads of a step's layout."""
+    """The part of a step's layout that the device reads."""
 
     dropped: torch.Tensor  # [segments, requests]
     starts: torch.Tensor  # [segments, requests + 1]
-    boundaries: tuple[StepBoundary | None, ...]  # of tensors
+    boundaries: tuple[StepBoundary | None, ...]  # their arrays are tensors
 
 
 def move_layout(layout: StepLayout, device: torch.device) -> DeviceLayout:
-    """Everything in one copy, for which the host does not wait."""
+    """Move a layout to the device in one copy, without making the host wait."""
     packed = [array for boundary in layout.boundaries if boundary is not None for array in boundary.pack()]
     dropped, starts, *rest = to_device_at_once([layout.dropped, layout.starts, *packed], device)
     tensors = iter(rest)
@@ -113,10 +113,10 @@ def _step_boundary(layout: StepLayout, segment_idx: int) -> StepBoundary | None:
             first, length, num_keep = start + old_pool.start, len(old_pool), len(new_pool)
             # Placeholder: each pool's first rows. The device overwrites them with the highest-scored ones.
             is_kept[first + num_keep : first + length] = False
-            if 0 < num_keep < length:  # pools that stay whole or go entirely need no scores
+            if 0 < num_keep < length:  # a pool that stays or goes as a whole needs no scores
                 pools.append((old_pool.start, length, num_keep, first, new_start + new_pool.start))
         if pools:
-            # Guiding rows are prompt rows, and no prompt row attends to the outputs behind it.
+            # Keys are prompt rows only: guiding rows do not attend to generated tokens, which come after them.
             builder.add(old.num_tokens, text_rows(plan, segment_idx - 1, plan.guiding_rows), pools)
             key_rows.append(np.arange(start, start + old.num_tokens))
     rows, ranked = is_kept.nonzero()[0], builder.build()

@@ -1,4 +1,4 @@
-"""Stage 2: a Llama-family decoder run segment by segment, dropping visual tokens in between."""
+"""Stage 2: runs a Llama-family decoder segment by segment, and drops visual tokens in between."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -28,12 +28,12 @@ from duet_server.stage_metrics import STAGE2_SECONDS
 
 
 class DecoderState(NamedTuple):
-    """What passes from segment to segment, a row for each token that is left."""
+    """The state that passes from segment to segment, one row for each remaining token."""
 
     positions: torch.Tensor  # [rows]
     hidden: torch.Tensor  # [rows, hidden_size]
     residual: torch.Tensor | None = None  # [rows, hidden_size]
-    places: torch.Tensor | None = None  # [rows] the rows of the whole batch that are left; None: all are
+    places: torch.Tensor | None = None  # [rows] index of each row in the whole batch; None before the first drop
 
 
 class SegmentedDecoder:
@@ -63,7 +63,7 @@ class SegmentedDecoder:
                 layer.self_attn.attn = SegmentAttention(layer.self_attn.attn, segment_idx, self.step, vllm_config)
 
     def __call__(self, positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``[rows, hidden_size]`` before the output head; rows that were dropped are zero."""
+        """Run all segments; hidden states ``[rows, hidden_size]`` for the output head, zero in dropped rows."""
         layout, num_rows = self._layout(), hidden.shape[0]
         state = DecoderState(positions, hidden)
         for segment_idx, segment in enumerate(self.segments):
@@ -74,14 +74,14 @@ class SegmentedDecoder:
         if state.places is None:
             return hidden
         self.clock.observe()
-        # The runner takes logits at rows of the whole batch: put the survivors back where they came from.
+        # The runner reads logits at rows of the whole batch, so the survivors return to their original rows.
         return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, state.places, hidden)
 
     def _cross(self, layout: StepLayout, segment_idx: int, state: DecoderState) -> DecoderState:
-        """The state that enters a segment, from what the segment before gave."""
+        """The state that enters a segment, made from the state that left the segment before."""
         boundary = self.step.boundaries[segment_idx - 1]
         if boundary is not None:
-            assert state.residual is not None, "a boundary lies behind at least one layer"
+            assert state.residual is not None, "at least one layer runs before a boundary"
             with self.clock:
                 rows, score = surviving_rows(boundary, self.segments[segment_idx].layers[0], *state[:3])
                 places = torch.arange(len(state.hidden), device=rows.device) if state.places is None else state.places
@@ -92,7 +92,7 @@ class SegmentedDecoder:
 
     @torch.inference_mode()
     def warm_up(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Drop tokens of a made-up prompt, so that no request waits until Triton has compiled the kernels."""
+        """Drop tokens of a made-up prompt, so that Triton compiles the kernels before the first request."""
         if len(self.segments) == 1:
             return
         prompt = make_layout(8, [(1, 5)])
@@ -109,19 +109,19 @@ class SegmentedDecoder:
         self.step.layout = None
 
     def _layout(self) -> StepLayout | None:
-        """The step's layout, unless this is a profiling run, which has no requests."""
+        """The step's layout; None in a profiling run, which has no requests."""
         return self.step.layout if get_forward_context().attn_metadata is not None else None
 
 
 class DecoderSegment(nn.Module):
-    """The layers between two boundaries, all of which see the same tokens; the last one's norm behind them."""
+    """The decoder layers between two boundaries. The last segment also applies the decoder's final norm."""
 
     def __init__(self, layers: Iterable[Any], norm: Any) -> None:
         super().__init__()
         self.layers, self.norms = (
             tuple(layers),
             () if norm is None else (norm,),
-        )  # not registered: the decoder owns them
+        )  # tuples, so not registered as submodules: the decoder owns them
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
@@ -134,10 +134,18 @@ class DecoderSegment(nn.Module):
 
 
 def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_config: VllmConfig) -> DecoderSegment:
-    """The segment as a module that vLLM compiles, where it compiles at all.
+    """A segment with a class and a code object of its own, compiled by vLLM unless compilation is off.
 
-    vLLM and torch tell compiled functions apart by their class and code, so every segment has its own of both;
-    the boundaries, in vLLM's additional_config, are part of the cache's key as well.
+    With a shared class and code, a segment could run the code that was compiled for another segment. So every segment
+    has its own class and its own copy of ``forward``. vLLM and torch tell compiled functions apart here:
+
+    - torch's Dynamo caches compiled code per code object. vLLM drops Dynamo's guards, so nothing else distinguishes the
+      segments (``TorchCompileWithNoGuardsWrapper`` in ``vllm/compilation/wrapper.py``, whose ``original_code_object``
+      is ``type(self).forward.__code__``).
+    - vLLM finds compiled functions on disk by ``forward.__qualname__`` and the code's first line (``_model_hash_key``
+      in ``vllm/compilation/decorators.py``), and by ``VllmConfig.compute_hash``. The boundaries are part of that hash,
+      since they are in ``additional_config``.
+    - ``VllmBackend`` (``vllm/compilation/backends.py``) gives each model tag a folder of its own in the cache.
     """
     name = f"DecoderSegment{segment_idx}"
     code = DecoderSegment.forward.__code__.replace(co_name=f"forward_{segment_idx}", co_qualname=f"{name}.forward")
@@ -151,9 +159,9 @@ def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_co
 def surviving_rows(
     boundary: StepBoundary, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The rows that go on past a boundary, ``[rows after]``, and the keys' score, None where nothing is ranked.
+    """The rows that pass a boundary, ``[rows after]``, and the score of each key, or None if nothing is ranked.
 
-    ``layer`` is the first one behind the boundary.
+    ``layer`` is the first layer behind the boundary.
     """
     if boundary.ranked is None:
         return boundary.rows, None
@@ -166,7 +174,7 @@ def surviving_rows(
 def _score(
     ranked: RankedRows, layer: Any, hidden: torch.Tensor, residual: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """Score of every key by its request's guiding rows, through the layer's own norm, projections and rotary."""
+    """The score of every key by its request's guiding rows, with the layer's norm, projections and rotary embedding."""
     attention = layer.self_attn
     qkv, _ = attention.qkv_proj(layer.input_layernorm(hidden, residual)[0])
     query, key, _ = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
@@ -177,16 +185,16 @@ def _score(
     num_ranks = get_tensor_model_parallel_world_size()
     if num_ranks == 1:
         return score
-    # Gathered and added in rank order, so that every rank gets the same bits and keeps the same tokens.
+    # Gather, then add in rank order: every rank gets the same bits, and so keeps the same tokens.
     return tensor_model_parallel_all_gather(score, dim=0).view(num_ranks, -1).mean(dim=0)
 
 
 def _check_layer(layer: Any) -> None:
-    """Raise if the layer's queries and keys are not norm -> qkv_proj -> rotary_emb, as in Llama."""
+    """Raise unless the layer makes queries and keys as Llama does: norm, then qkv_proj, then rotary_emb."""
     attention = getattr(layer, "self_attn", None)
     has_all = all(
         hasattr(attention, name) for name in ("qkv_proj", "rotary_emb", "attn", "q_size", "kv_size", "scaling")
     )
     scales_queries = hasattr(attention, "q_norm") or getattr(attention, "do_llama_4_scaling", False)
     if not has_all or not hasattr(layer, "input_layernorm") or scales_queries:
-        raise ValueError(f"DUET serves Llama-family decoders; {type(layer).__name__} is none (docs/adding_a_model.md)")
+        raise ValueError(f"DUET serves Llama-family decoders only, not {type(layer).__name__} (docs/adding_a_model.md)")

@@ -1,4 +1,4 @@
-"""Time that passes on the host, or in a GPU's stream without the host waiting for it."""
+"""Measures time on the host, or in a GPU's stream without making the host wait."""
 
 import time
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 
 
 class Timer:
-    """Points in time and what lies between them: the host's, or on a GPU the current stream's."""
+    """Takes points in time and computes the seconds between them: on the host, or in the GPU's current stream."""
 
     def __init__(self, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
 
     def _now(self) -> Any:
-        """Seconds, or an event that the stream passes later."""
+        """The host's time in seconds, or an event that the stream reaches later."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

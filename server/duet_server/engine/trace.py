@@ -1,4 +1,4 @@
-"""What both stages chose for the few requests that someone wants to look at; nothing is noted of any other."""
+"""Traces: what both stages chose for a request. Only requests with a trace id, those of previews, leave a trace."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MAX_TRACES = 64  # the oldest is dropped first
 
 
 class Traces:
-    """By trace id, until taken. What is on the device stays there until then."""
+    """Traces by id, kept until taken. Tensors stay on the device until then."""
 
     def __init__(self) -> None:
         self._traces: OrderedDict[int, dict[str, dict[int, Any]]] = OrderedDict()
@@ -26,16 +26,18 @@ class Traces:
         score: torch.Tensor,
         metric: torch.Tensor,
     ) -> None:
-        """Note what stage 1 made of images.
+        """Note which patches stage 1 chose and merged.
 
         Args:
             images: ``[images, 4]`` integers, each row a ``TracedPicture``.
-            settings, score, metric: as :func:`duet_kernels.select_and_merge` takes them; None where stage 1 is off.
+            settings, score, metric: as for :func:`duet_kernels.select_and_merge`. The settings of an image are None if
+                stage 1 is off for it.
         """
         for idx, traced in enumerate(TracedPicture(*row) for row in images.tolist()):
             counts = settings[idx]
             if counts is not None:
-                # Of patches about equally near to two anchors, rounding may name another one than the merge chose.
+                # Computed again: if two anchors are about equally near to a patch, rounding may pick another anchor
+                # than in the merge.
                 ((dominant, contextual),) = clusters(score[idx : idx + 1], metric[idx : idx + 1], [counts])
                 noted = {"dominant": dominant, "contextual": contextual, "scores": score[idx].clone()}
                 self._of(traced.trace_id)["images"][traced.image_idx] = noted
@@ -43,12 +45,12 @@ class Traces:
     def add_boundary(
         self, layout: StepLayout, segment_idx: int, places: torch.Tensor, score: torch.Tensor | None
     ) -> None:
-        """Note what stage 2 let into a segment.
+        """Note which rows stage 2 let into a segment.
 
         Args:
-            layout: the running step's.
-            places: ``[rows]``, for every row of the segment its place in the whole batch.
-            score: ``[keys]``, as the boundary ranked them; None where nothing was ranked.
+            layout: the layout of the running step.
+            places: ``[rows]``, for each row of the segment its index in the whole batch.
+            score: ``[keys]``, the scores that the boundary used; None if nothing was ranked.
         """
         for request_idx, plan in layout.prefills:
             if plan.trace_id:
@@ -58,13 +60,13 @@ class Traces:
                 self._of(plan.trace_id)["segments"][segment_idx] = noted
 
     def take(self, trace_id: int) -> dict[str, dict[int, Any]] | None:
-        """What was noted under ``trace_id``, as lists, and forget it; None where there is nothing.
+        """Remove the trace under ``trace_id`` and return it as lists; None if there is none.
 
         Returns:
-            ``images``, of each by its number in the prompt: ``dominant`` patches, ``contextual`` tokens' patches (the
-            anchor first), ``scores`` of all patches; ``segments``, of each by its number that a drop led to: ``rows``
-            of the prompt that it holds, and ``scores`` of the pools it was chosen from: the pool's first row in the
-            segment before, and a score per row.
+            A dict with two entries. ``images`` maps an image's number in the prompt to its ``dominant`` patches, the
+            patches of each ``contextual`` token (the anchor first), and the ``scores`` of all patches. ``segments``
+            maps the number of a segment behind a drop to the prompt ``rows`` that it holds, and the ``scores`` of the
+            ranked pools: for each the pool's first row in the segment before, and one score per row.
         """
         trace = self._traces.pop(trace_id, None)
         if trace is None:
@@ -77,6 +79,7 @@ class Traces:
         return trace
 
     def _of(self, trace_id: int) -> dict[str, dict[int, Any]]:
+        """The trace under ``trace_id``, new if there is none."""
         if trace_id not in self._traces and len(self._traces) == MAX_TRACES:
             self._traces.popitem(last=False)
         return self._traces.setdefault(trace_id, {"images": {}, "segments": {}})
@@ -85,7 +88,7 @@ class Traces:
 def _pool_scores(
     layout: StepLayout, segment_idx: int, request_idx: int, score: torch.Tensor
 ) -> list[tuple[int, torch.Tensor]]:
-    """Of every pool of the request that was ranked, its first row in the segment before and its scores."""
+    """For each ranked pool of the request, its first row in the segment before and its scores."""
     boundary = layout.boundaries[segment_idx - 1]
     ranked = boundary.ranked if boundary else None
     assert ranked is not None, f"{boundary=}"

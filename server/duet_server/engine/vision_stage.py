@@ -1,4 +1,4 @@
-"""Stage 1: a CLIP tower's output cut to each image's own dominant and contextual tokens."""
+"""Stage 1: cuts the output of a CLIP tower to the dominant and contextual tokens of each image."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,16 +14,16 @@ from duet_server.plan.wire import Stage1Counts
 def encode(
     tower: Any, pixel_values: torch.Tensor, clock: AbstractContextManager[None]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run vLLM's ``CLIPVisionTransformer`` and keep what stage 1 needs of its last layer.
+    """Run vLLM's ``CLIPVisionTransformer``, and compute the inputs of stage 1 from its last layer.
 
     Args:
-        tower: built up to the selected feature layer, without post-norm, as vLLM's LLaVA does.
+        tower: the tower up to the selected feature layer, without post-norm, as vLLM's LLaVA builds it.
         pixel_values: ``[images, 3, height, width]``.
-        clock: runs while anything is computed that an uncompressed image does without.
+        clock: measures the work that an uncompressed image does not need.
 
     Returns:
         hidden ``[images, 1 + patches, dim]`` with CLS first; score ``[images, patches]``; metric
-        ``[images, 1 + patches, head_dim]``, the layer's keys, mean over heads.
+        ``[images, 1 + patches, head_dim]``, the layer's keys averaged over heads.
     """
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
     *layers, last = tower.encoder.layers
@@ -48,7 +48,7 @@ def encode(
 def cut(
     hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
 ) -> list[torch.Tensor]:
-    """Each image's tokens ``[tokens, dim]`` before the projector; without counts all its patches, no CLS."""
+    """The tokens of each image for the projector, ``[tokens, dim]``; without counts all patches and no CLS."""
     chosen = [idx for idx, count in enumerate(counts) if count is not None]
     result = [image[1:] for image in hidden]
     if chosen:
@@ -62,7 +62,7 @@ def cut(
 
 
 def _sum_over_ranks(per_rank: torch.Tensor, num_ranks: int) -> torch.Tensor:
-    """Sum of what tensor-parallel ranks computed of their own heads, the same bits on every rank."""
+    """Add the parts that tensor-parallel ranks computed for their own heads; bit-identical on every rank."""
     if num_ranks == 1:
         return per_rank
     return tensor_model_parallel_all_gather(per_rank, dim=0).unflatten(0, (num_ranks, -1)).sum(dim=0)

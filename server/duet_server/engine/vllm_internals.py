@@ -1,7 +1,7 @@
-"""What the engine borrows from vLLM's unstable insides, pinned to vLLM 0.32.0; its other modules import from here.
+"""The unstable vLLM internals that the engine uses, pinned to vLLM 0.32.0. The engine's modules import them from here.
 
-Only what is extended in one place is imported there: in ``models/``, ``registration.py``, ``model_state_v2.py`` and the
-workers.
+There is one exception: a class that one module alone extends is imported in that module (``models/``,
+``registration.py``, ``model_state_v2.py`` and the workers).
 """
 
 from vllm.compilation.backends import set_model_tag

@@ -1,4 +1,4 @@
-"""What DUET adds to vLLM's workers, whatever their device."""
+"""DUET's additions to vLLM's workers, the same for every device."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ from duet_server.engine.runner_v1 import PlansMixin
 
 
 class WorkerMixin:
-    """Gives the runner its hooks, and the API what a request's stages chose."""
+    """Adds the hooks to the model runner, and hands traces to the API."""
 
     def init_device(self: Any) -> None:
         super().init_device()  # type: ignore[misc]
-        # Workers build their V1 runner by name, so its class is exchanged afterwards. The V2 runner needs none of it:
-        # it asks the model for its hooks.
+        # vLLM's worker names the class of its V1 runner in its code, so the class is replaced afterwards. The V2 runner
+        # gets its hooks from the model instead.
         if not self.vllm_config.use_v2_model_runner:
             runner = self.model_runner
             runner.__class__ = type(f"Duet{type(runner).__name__}", (PlansMixin, type(runner)), {})
 
     def take_trace(self: Any, trace_id: int) -> Any:
-        """As :meth:`duet_server.engine.trace.Traces.take`; called through vLLM's ``collective_rpc``."""
+        """The result of :meth:`duet_server.engine.trace.Traces.take`; called through vLLM's ``collective_rpc``."""
         return self.model_runner.model.decoder.traces.take(trace_id)

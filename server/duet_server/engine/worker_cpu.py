@@ -6,4 +6,4 @@ from duet_server.engine.worker import WorkerMixin
 
 
 class DuetCPUWorker(WorkerMixin, CPUWorker):
-    """Named in vLLM's configuration."""
+    """vLLM loads it by name: ``registration.py`` sets ``worker_cls``."""

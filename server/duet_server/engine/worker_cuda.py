@@ -6,4 +6,4 @@ from duet_server.engine.worker import WorkerMixin
 
 
 class DuetCUDAWorker(WorkerMixin, Worker):
-    """Named in vLLM's configuration."""
+    """vLLM loads it by name: ``registration.py`` sets ``worker_cls``."""

@@ -1,4 +1,4 @@
-"""Plans: the one place where ratios become counts. Standard library only."""
+"""Plans: only this package turns ratios into token counts. It imports the standard library only."""
 
 from duet_server.plan.cost import kv_bytes, kv_token_layers, layer_average, prefill_flops
 from duet_server.plan.errors import SettingsError

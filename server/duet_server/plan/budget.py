@@ -1,4 +1,4 @@
-"""From a budget, visual tokens of one image averaged over decoder layers, to the largest settings that meet it."""
+"""From a budget (visual tokens of one image, averaged over decoder layers) to the largest settings within it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from duet_server.plan.segments import num_kept
 from duet_server.plan.settings import CUSTOM, DEFAULT_CLUSTER_WIDTH, CompressionSettings, off_settings
 from duet_server.plan.shape import ModelShape
 
-# Absorbs the rounding of (1 - reduction) * N; no two settings' averages lie this close.
+# Absorbs the rounding of (1 - reduction) * N. Two averages that differ at all differ by more than this.
 TOLERANCE = 1e-9
 
 
 def smallest_average(shape: ModelShape) -> float:
-    """The smallest layer average that a budget can reach on this model."""
+    """The smallest layer average that a budget can reach: CLS alone, or DUET's keeps for a tower without CLS."""
     smallest = _stage1_settings(shape, 1) if shape.vision.has_cls else _stage2_settings(shape, 0)
     return smallest.layer_average(shape)
 
 
 def settings_for_budget(budget: float, shape: ModelShape) -> CompressionSettings:
-    """The settings with the largest layer average at or below ``budget``, which they miss by less than a token.
+    """The settings with the largest layer average at or below ``budget``; the average is less than a token below it.
 
-    Up to what stage 1 reaches with DUET's keeps, the budget sets stage 1's counts. Above it stage 1 goes off, and the
-    keeps move from DUET's towards 1. ``budget`` lies between ``smallest_average(shape)`` and N.
+    There are two regimes. For LLaVA-1.5-7B (N = 576, boundaries 16 and 24 of 32 layers)::
+
+        budget    0.5                          360.5                           576 = N
+                   |------- counts move --------|--------- keeps move ----------|
+        stage 1    D + C: 1        ->         N | off: all N patches enter      | off
+        stage 2    DUET's keeps: (0.5, 0)       | (0.5, 0)        ->     (1, 1) | off
+
+    Without CLS only the right regime exists, without boundaries only the left one. ``budget`` lies between
+    ``smallest_average(shape)`` and N.
     """
     num_patches = shape.vision.num_patches
     limit = budget + TOLERANCE
@@ -42,9 +49,9 @@ def settings_for_budget(budget: float, shape: ModelShape) -> CompressionSettings
 
 
 def split_total(total: int, num_patches: int) -> tuple[int, int]:
-    """Split ``total`` rows into (D, C) as the authors' presets do, interpolating the share of C between them.
+    """Split ``total`` rows into (D, C). The share of C is interpolated between the authors' presets.
 
-    The share is constant below the smallest preset and falls to 0 at N + 1, where CLS and every patch is kept.
+    Below the smallest preset the share is constant. It falls to 0 at N + 1, where CLS and every patch are kept.
     """
     contextual = round(total * _contextual_share(total, num_patches))
     return total - contextual, contextual
@@ -60,10 +67,11 @@ def _contextual_share(total: int, num_patches: int) -> float:
     for (start, start_share), (end, end_share) in pairwise(points):
         if total <= end:
             return start_share + (end_share - start_share) * (total - start) / (end - start)
-    raise AssertionError(f"{total=} exceeds {num_patches=} and CLS")
+    raise AssertionError(f"{total=} exceeds {num_patches=} plus CLS")
 
 
 def _stage1_settings(shape: ModelShape, total: int) -> CompressionSettings:
+    """The left regime: stage 1 keeps ``total`` rows, stage 2 has DUET's keeps."""
     dominant, contextual = split_total(total, shape.vision.num_patches)
     off = off_settings(shape)
     return replace(
@@ -77,10 +85,14 @@ def _stage1_settings(shape: ModelShape, total: int) -> CompressionSettings:
 
 
 def _stage2_settings(shape: ModelShape, step: int) -> CompressionSettings:
-    """Stage 1 off, and ``step`` more tokens in the last segment than with DUET's keeps.
+    """The right regime: stage 1 is off, and the last segment holds ``step`` tokens more than under DUET's keeps.
 
-    The other segments move along in proportion. The last one has the longest way to N, so that no segment moves by more
-    than a token a step, and neither does the layer average.
+    The other segments grow in proportion. The last segment has the longest way to N. So no segment grows by more than
+    one token per step, and neither does the layer average. Tokens per segment for N = 576 and DUET's keeps (0.5, 0)::
+
+        step   0: 576 288   0
+        step 288: 576 432 288
+        step 575: 576 575 575
     """
     num_patches, steps = shape.vision.num_patches, shape.vision.num_patches - _last_count(shape)
     bases = [num_kept(num_patches, share) for share in duet_keep(shape)]
@@ -90,10 +102,13 @@ def _stage2_settings(shape: ModelShape, step: int) -> CompressionSettings:
 
 
 def _last_count(shape: ModelShape) -> int:
-    """Tokens of an image in the last segment under DUET's keeps, all N entering."""
+    """Tokens of one image in the last segment under DUET's keeps, if all N patches enter."""
     return num_kept(shape.vision.num_patches, (1.0, *duet_keep(shape))[-1])
 
 
 def _keep_of(count: int, num_patches: int) -> float:
-    """A keep that floors to exactly ``count`` of ``num_patches``, safe from rounding; 0 and 1 hold for every pool."""
+    """A keep with which ``num_kept`` gives exactly ``count`` of ``num_patches``.
+
+    Half a token on top guards against rounding. The keeps 0 and 1 stay exact, so they hold for pools of any length.
+    """
     return count / num_patches if count in (0, num_patches) else (count + 0.5) / num_patches

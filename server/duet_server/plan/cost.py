@@ -1,4 +1,4 @@
-"""What a plan costs: layer averages, token-layers, KV bytes and FLOPs."""
+"""The cost of a plan: layer averages, token-layers, KV bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape
 
 
 def kv_token_layers(segment_tokens: Sequence[int], segment_layers: Sequence[int]) -> int:
-    """KV cache entries, one for each token in each decoder layer that holds it."""
+    """Entries of the KV cache: one for each token in each decoder layer that holds it."""
     return sum(tokens * layers for tokens, layers in zip(segment_tokens, segment_layers, strict=True))
 
 
@@ -18,16 +18,16 @@ def layer_average(segment_visual_tokens: Sequence[int], segment_layers: Sequence
 
 
 def kv_bytes(shape: ModelShape, token_layers: int, dtype_bytes: int) -> int:
-    """Bytes of keys and values for that many token-layers; blocks that are filled in part are not rounded up."""
+    """Bytes of the keys and values of ``token_layers`` token-layers; partly filled blocks are not rounded up."""
     return 2 * shape.decoder.num_kv_heads * shape.decoder.head_dim * token_layers * dtype_bytes
 
 
 def prefill_flops(shape: ModelShape, segment_tokens: Sequence[int], num_images: int, entering_per_image: int) -> float:
     """FLOPs from pixels to the first token's logits.
 
-    Counted are matrix products, ``2 * m * n * k`` each: the vision tower (every image in full, whatever stage 1 keeps),
-    a projector of two layers on the rows that enter the language model, the decoder with causal attention and a gated
-    MLP, and the language model head on one row. What stages 1 and 2 spend on choosing tokens is not.
+    Counts only matrix products, ``2 * m * n * k`` each: the vision tower (every image in full, since stage 1 cuts after
+    it), a two-layer projector on the rows that enter the language model, the decoder with causal attention and a gated
+    MLP, and the language model head on one row. The work of choosing tokens in stages 1 and 2 is not counted.
 
     Args:
         shape: the model.
@@ -61,7 +61,7 @@ def _tower_flops(vision: VisionShape) -> int:
 
 
 def _decoder_layer_flops(decoder: DecoderShape, num_tokens: int) -> int:
-    """One decoder layer; row i attends to i + 1 keys, so scores and values take ``n * (n + 1) / 2`` products each."""
+    """One decoder layer. Row i attends to i + 1 keys, so scores and values take ``n * (n + 1) / 2`` products each."""
     query_size = decoder.num_heads * decoder.head_dim
     kv_size = decoder.num_kv_heads * decoder.head_dim
     projections = _matmul(num_tokens, decoder.hidden_size, 2 * query_size + 2 * kv_size)

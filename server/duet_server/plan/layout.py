@@ -1,4 +1,4 @@
-"""Where a prompt's visual spans and its guiding text rows lie."""
+"""Which rows of a prompt are visual, and which rows guide."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PromptLayout:
     """Which rows of a prompt are visual.
 
     ``num_tokens`` counts the prompt's tokens that enter the language model. ``pools`` are ascending, disjoint and never
-    adjacent: visual tokens with no text between them form one pool, which is ranked together.
+    adjacent: visual tokens with no text between them form one pool.
     """
 
     num_tokens: int
@@ -54,15 +54,15 @@ def visual_spans(placeholders: Iterable[Any]) -> list[tuple[int, int]]:
 
 
 def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> PromptLayout:
-    """Merge visual spans, half-open and in any order, into a prompt's pools.
+    """Merge adjacent visual spans (half-open, in any order) into the pools of a prompt.
 
     Raises:
-        ValueError: if a span is empty, leaves ``[0, num_tokens)`` or overlaps another.
+        ValueError: if a span is empty, reaches outside ``[0, num_tokens)`` or overlaps another.
     """
     pools: list[Span] = []
     for start, end in sorted(visual_spans):
         if not 0 <= start < end <= num_tokens:
-            raise ValueError(f"visual span [{start}, {end}) is empty or leaves the prompt's [0, {num_tokens})")
+            raise ValueError(f"visual span [{start}, {end}) is empty or reaches outside the prompt, [0, {num_tokens})")
         if pools and start < pools[-1].end:
             raise ValueError(f"visual span [{start}, {end}) overlaps the one that ends at {pools[-1].end}")
         touches = bool(pools) and start == pools[-1].end
@@ -71,24 +71,25 @@ def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> Pro
 
 
 def check_ends_on_text(layout: PromptLayout) -> None:
-    """Raise SettingsError for a prompt whose last row, which must survive to give the first token, could be dropped."""
+    """Raise SettingsError if the last row is visual: stage 2 could drop it, but the first token is sampled from it."""
     if layout.num_tokens and layout.is_visual(layout.num_tokens - 1):
-        raise SettingsError("messages", "an image at the very end", "text after the last image, for it to be ranked by")
+        raise SettingsError("messages", "an image at the very end", "text after the last image, which ranks its tokens")
 
 
 def guiding_rows(layout: PromptLayout, guide: str, salient: Sequence[int] = ()) -> tuple[int, ...]:
-    """The prompt rows that rank visual tokens, ascending; a pool is ranked by those after it.
+    """The guiding rows of a prompt, ascending. A pool is ranked by the guiding rows after it.
 
-    They lie after the first pool's end and are text, with one exception: the prompt's last row always guides, even when
-    it is visual, so that every pool has a guide. A prompt without pools has none.
+    Guiding rows are text rows after the first pool. There is one exception: the prompt's last row always guides, even
+    if it is visual, so that every pool has a guiding row. A prompt without pools has no guiding rows.
 
     Args:
         layout: the prompt's layout.
-        guide: ``all`` text rows after the first pool, the ``salient`` ones and the last row, or the ``last`` row only.
-        salient: rows of salient words; read only with ``guide="salient"``. Those before the first pool guide nothing.
+        guide: ``all`` for every text row after the first pool, ``salient`` for the salient rows and the last row,
+            ``last`` for the last row only.
+        salient: rows of salient words; read only with ``guide="salient"``. Rows before the first pool are ignored.
 
     Raises:
-        ValueError: for another ``guide``, or a salient row that is visual or outside the prompt.
+        ValueError: if ``guide`` is unknown, or a salient row is visual or outside the prompt.
     """
     if guide not in GUIDE_CHOICES:
         raise ValueError(f"guide is {guide!r}, expected one of {', '.join(GUIDE_CHOICES)}")
@@ -113,7 +114,7 @@ def _text_rows(layout: PromptLayout) -> Iterable[int]:
 def _check_salient(layout: PromptLayout, salient: Sequence[int]) -> Sequence[int]:
     for row in salient:
         if not 0 <= row < layout.num_tokens:
-            raise ValueError(f"salient row {row} leaves the prompt's [0, {layout.num_tokens})")
+            raise ValueError(f"salient row {row} is outside the prompt, [0, {layout.num_tokens})")
         if layout.is_visual(row):
             raise ValueError(f"salient row {row} is a visual token, expected a text row")
     return salient

@@ -1,4 +1,4 @@
-"""From a Hugging Face ``LlavaConfig`` to the shape that plans need."""
+"""The shape that plans need, read from a Hugging Face ``LlavaConfig``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ def check_llava(config: Any) -> None:
     if tower != "clip_vision_model":
         raise ValueError(f"DUET serves LLaVA with a CLIP tower, not {tower}")
     if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
-        raise ValueError("DUET needs one vision_feature_layer and vision_feature_select_strategy 'default'")
+        raise ValueError("DUET needs a single vision_feature_layer and vision_feature_select_strategy 'default'")
 
 
 def num_tower_layers(config: Any) -> int:
-    """Layers of the tower that are run, up to ``vision_feature_layer``: an index into the hidden states.
+    """How many layers of the tower run, up to ``vision_feature_layer``.
 
-    The first hidden state is the embedding, so that ``-1`` is the last layer's output.
+    ``vision_feature_layer`` is an index into the hidden states. Hidden state 0 is the embedding, and ``-1`` is the
+    output of the last layer.
     """
     layer: int = config.vision_feature_layer
     return layer if layer >= 0 else int(config.vision_config.num_hidden_layers) + 1 + layer

@@ -1,4 +1,4 @@
-"""The presets: DUET's own settings and those of related methods, on any model and boundaries."""
+"""The presets: settings of DUET and of related methods, scaled to any model and boundaries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from duet_server.plan.errors import SettingsError
 from duet_server.plan.settings import DEFAULT_CLUSTER_WIDTH, DEFAULT_GUIDE, OFF, CompressionSettings, off_settings
 from duet_server.plan.shape import ModelShape
 
-# The image that the authors' counts are made for: CLIP's 336 pixels in patches of 14.
+# The authors' counts are made for this many patches: CLIP with 336 pixels and patches of 14.
 REFERENCE_NUM_PATCHES = 576
 
 Schedule = tuple[tuple[int, float], ...]
@@ -16,10 +16,11 @@ Schedule = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A method's settings: stage 1's counts out of 576 patches, stage 2's schedule by depth.
+    """The settings of a method: counts of stage 1 for 576 patches, keeps of stage 2 by depth.
 
-    ``counts`` is (D, C), None where stage 1 is off. ``schedule`` pairs a share of the decoder's depth, or a layer index
-    where it is 1 or more, with the keep from there on; None is DUET's own, which fits any boundaries.
+    ``counts`` is (D, C), or None with stage 1 off. ``schedule`` holds pairs of a depth and the keep from there on. A
+    depth below 1 is a share of the decoder's layers; a depth of 1 or more is a layer index. A schedule of None means
+    DUET's keeps, which fit any boundaries.
     """
 
     counts: tuple[int, int] | None
@@ -34,7 +35,7 @@ DUET_PRESETS = {
     "aggressive": Preset((72, 30), DEFAULT_CLUSTER_WIDTH, None),
 }
 
-# VisionZip has a setting for each budget; this is the one that meets `aggressive` at 64 tokens (arXiv 2412.04467).
+# VisionZip has one setting per budget. This one has 64 tokens, the budget of `aggressive` (arXiv 2412.04467).
 OTHER_PRESETS = {
     "visionzip": Preset((54, 10)),
     "pyramiddrop": Preset(None, schedule=((1 / 4, 0.5), (1 / 2, 0.25), (3 / 4, 0.125)), guide="last"),
@@ -45,7 +46,7 @@ PRESETS = {**DUET_PRESETS, **OTHER_PRESETS}
 
 
 def presets(shape: ModelShape) -> dict[str, CompressionSettings]:
-    """The presets that this model and its boundaries can serve, by name."""
+    """The presets that this model can serve with its boundaries, by name."""
     served = {name: _settings(name, preset, shape) for name, preset in PRESETS.items() if not _missing(preset, shape)}
     return {OFF: off_settings(shape), **served}
 
@@ -54,7 +55,7 @@ def find_preset(name: object, shape: ModelShape, field: str) -> CompressionSetti
     """The settings of a preset.
 
     Raises:
-        SettingsError: if there is none of that name, or this model or its boundaries cannot serve it.
+        SettingsError: if no preset has this name, or the model cannot serve it with its boundaries.
     """
     available = presets(shape)
     if isinstance(name, str) and name in available:
@@ -68,7 +69,7 @@ def find_preset(name: object, shape: ModelShape, field: str) -> CompressionSetti
 def duet_keep(shape: ModelShape) -> tuple[float, ...]:
     """DUET's keeps: 0.5 from half of the depth on, 0 from three quarters on.
 
-    Where the server's boundaries lack one of the two, ``default_keep`` takes their place.
+    If the server lacks one of these two boundaries, ``default_keep`` is used instead.
     """
     half, three_quarters = (round(share * shape.decoder.num_layers) for share in (1 / 2, 3 / 4))
     if {half, three_quarters} <= set(shape.boundaries):
@@ -77,12 +78,12 @@ def duet_keep(shape: ModelShape) -> tuple[float, ...]:
 
 
 def default_keep(num_boundaries: int) -> tuple[float, ...]:
-    """Keeps for boundaries of no known depth: (0.5, 0) for two, else halved at each."""
+    """Keeps that depend on the number of boundaries only: (0.5, 0) for two, otherwise 0.5, 0.25, 0.125 and so on."""
     return (0.5, 0.0) if num_boundaries == 2 else tuple(0.5 ** (idx + 1) for idx in range(num_boundaries))
 
 
 def scale_counts(counts: tuple[int, int], num_patches: int) -> tuple[int, int]:
-    """(D, C) out of 576 patches, scaled to another image; CLS always stays."""
+    """Scale (D, C) from 576 patches to ``num_patches``. D is at least 1, since CLS always stays."""
     dominant, contextual = (round(count * num_patches / REFERENCE_NUM_PATCHES) for count in counts)
     return max(1, dominant), contextual
 
@@ -97,7 +98,7 @@ def _settings(name: str, preset: Preset, shape: ModelShape) -> CompressionSettin
 
 
 def _missing(preset: Preset, shape: ModelShape) -> str:
-    """What the preset needs and the model lacks; empty if it can be served."""
+    """The requirement of the preset that the model does not meet; empty if it meets all."""
     if preset.counts is not None and not shape.vision.has_cls:
         return "a vision encoder with a class token"
     needed = {layer_idx for layer_idx, _ in _layer_schedule(preset, shape) or ()}
@@ -114,5 +115,5 @@ def _layer_schedule(preset: Preset, shape: ModelShape) -> Schedule | None:
 
 
 def _keep_at(boundaries: tuple[int, ...], schedule: Schedule) -> tuple[float, ...]:
-    """A schedule, a step function of depth, read at each boundary."""
+    """The keep at each boundary: the smallest that the schedule has up to this depth; 1 before its first depth."""
     return tuple(min((keep for depth, keep in schedule if depth <= edge), default=1.0) for edge in boundaries)

@@ -1,4 +1,4 @@
-"""resolve_settings(): from a request's ``compression`` field, already decoded, to settings."""
+"""resolve_settings(): from the decoded ``compression`` field of a request to settings."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ COUNT_KEYS = ("dominant", "contextual", "keep")
 MODIFIER_KEYS = ("cluster_width", "guide")
 KEYS = ("preset", "reduction", "visual_tokens", *COUNT_KEYS, *MODIFIER_KEYS)
 OLD_GUIDE_KEY = "text"  # accepted instead of guide
-FORMS = "exactly one of preset, reduction, visual_tokens or explicit counts (dominant with contextual, keep, or all)"
+FORMS = "exactly one of preset, reduction, visual_tokens or explicit counts (dominant and contextual, keep, or all)"
 
-CompressionField = str | Mapping[str, object]  # a preset's name or an object, as it comes out of JSON
+CompressionField = str | Mapping[str, object]  # a preset's name, or an object as JSON decodes it
 
 
 def resolve_settings(
@@ -41,24 +41,29 @@ def resolve_settings(
     default: CompressionField = OFF,
     max_reduction: float = DEFAULT_MAX_REDUCTION,
 ) -> CompressionSettings:
-    """Resolve the ``compression`` field of a request; the one place where a budget becomes counts.
+    """Resolve the ``compression`` field of a request. Only this function turns a budget into counts.
 
-    It is a preset's name, or a mapping with exactly one of: ``preset``; ``reduction``, the share of visual tokens to
-    remove; ``visual_tokens``, the same as a budget; or explicit counts, where ``dominant`` and ``contextual`` alone
-    leave stage 2 off, and ``keep`` alone leaves stage 1 off. ``guide`` and ``cluster_width`` (None: no limit) go
-    with any of them.
+    The field is a preset's name, or a mapping with exactly one of these:
 
-    Reduction and budget mean one image, averaged over decoder layers; what they resolve to lies less than a token below
-    them. Settings that come to nothing resolve to ``off``.
+    - ``preset``: a preset's name.
+    - ``reduction``: the share of visual tokens to remove.
+    - ``visual_tokens``: the budget, visual tokens averaged over decoder layers.
+    - explicit counts: ``dominant`` and ``contextual`` (without ``keep``, stage 2 is off), ``keep`` (without the other
+      two, stage 1 is off), or all three.
+
+    ``guide`` and ``cluster_width`` (None: no limit) may accompany each of them.
+
+    Reduction and budget refer to one image, averaged over decoder layers. The layer average of the settings is within
+    the budget and less than a token below it. Settings that remove nothing resolve to ``off``.
 
     Args:
-        request: the field; None where the request says nothing.
+        request: the field; None if the request has none.
         shape: the model.
-        default: what stands in for None.
-        max_reduction: the largest reduction to be served, from 0 to 1.
+        default: used if ``request`` is None.
+        max_reduction: the largest reduction that a request may have, from 0 to 1.
 
     Raises:
-        SettingsError: if the request is none of the above, does not fit the model, or exceeds ``max_reduction``.
+        SettingsError: if the field has another form, does not fit the model, or exceeds ``max_reduction``.
     """
     if not _is_number(max_reduction) or not 0 <= max_reduction <= 1:
         raise SettingsError("max_reduction", max_reduction, "a number from 0 to 1")
@@ -72,7 +77,7 @@ def resolve_settings(
 def _resolve_base(
     fields: Mapping[str, object], asked: CompressionField, shape: ModelShape, limit: float
 ) -> CompressionSettings:
-    """The settings before ``guide`` and ``cluster_width``, within the limit."""
+    """The settings before ``guide`` and ``cluster_width`` apply, checked against the limit."""
     if "reduction" in fields:
         return _from_reduction(fields["reduction"], shape, limit)
     if "visual_tokens" in fields:
@@ -87,15 +92,15 @@ def _resolve_base(
 
 
 def _check_keys(fields: object) -> None:
-    """Raise unless ``fields`` is a mapping of known keys that takes exactly one of the forms."""
+    """Raise unless ``fields`` is a mapping of known keys in exactly one of the forms."""
     if not isinstance(fields, Mapping):
         raise SettingsError(FIELD, fields, "a preset's name or an object")
     modifiers = (*MODIFIER_KEYS, OLD_GUIDE_KEY)
     for key in fields:
         if key not in (*KEYS, OLD_GUIDE_KEY):
-            raise SettingsError(f"{FIELD}.{key}", fields[key], f"no such field but only {', '.join(KEYS)}")
+            raise SettingsError(f"{FIELD}.{key}", fields[key], f"only the fields {', '.join(KEYS)}")
     if "guide" in fields and OLD_GUIDE_KEY in fields:
-        raise SettingsError(f"{FIELD}.{OLD_GUIDE_KEY}", fields[OLD_GUIDE_KEY], "no such field next to guide")
+        raise SettingsError(f"{FIELD}.{OLD_GUIDE_KEY}", fields[OLD_GUIDE_KEY], "nothing, since guide is set")
     forms = {"counts" if key in COUNT_KEYS else key for key in fields if key not in modifiers}
     if len(forms) != 1:
         raise SettingsError(FIELD, dict(fields), FORMS)
@@ -131,14 +136,14 @@ def _check_counts(fields: Mapping[str, object], shape: ModelShape) -> tuple[int,
     dominant, contextual = fields.get("dominant"), fields.get("contextual")
     if not shape.vision.has_cls:
         raise SettingsError(
-            f"{FIELD}.dominant", dominant, "only keep: stage 1 does not serve vision encoders without a class token yet"
+            f"{FIELD}.dominant", dominant, "only keep, since stage 1 needs a vision encoder with a class token"
         )
     if not _is_count(contextual) or not 0 <= contextual <= num_patches:
         expected = f"a whole number from 0 to {num_patches}, together with dominant"
         raise SettingsError(f"{FIELD}.contextual", contextual, expected)
     most = num_patches + 1 - contextual
     if not _is_count(dominant) or not 1 <= dominant <= most:
-        expected = f"a whole number from 1 to {most}: the class token and at most {num_patches} patches less contextual"
+        expected = f"a whole number from 1 to {most}: the class token and {num_patches} patches, less contextual"
         raise SettingsError(f"{FIELD}.dominant", dominant, expected)
     return dominant, contextual
 
@@ -151,7 +156,7 @@ def _check_keep(keep: object, shape: ModelShape) -> tuple[float, ...]:
 
 def _expected_keep(boundaries: tuple[int, ...]) -> str:
     if not boundaries:
-        return "an empty list, as this server has no boundary at which to drop"
+        return "an empty list, since this server has no boundaries"
     noun = "number" if len(boundaries) == 1 else "numbers"
     layers = ", ".join(map(str, boundaries))
     return f"{len(boundaries)} {noun} from 0 to 1 that never rise, one for each boundary ({layers})"
@@ -160,12 +165,12 @@ def _expected_keep(boundaries: tuple[int, ...]) -> str:
 def _apply_modifiers(
     settings: CompressionSettings, fields: Mapping[str, object], num_patches: int
 ) -> CompressionSettings:
-    """Set ``guide`` and ``cluster_width``; a preset that they change is ``custom``."""
+    """Set ``guide`` and ``cluster_width``. If they change a preset, its name becomes ``custom``."""
     guide_key = OLD_GUIDE_KEY if OLD_GUIDE_KEY in fields else "guide"
     guide, cluster_width = fields.get(guide_key, settings.guide), fields.get("cluster_width", settings.cluster_width)
     if not isinstance(guide, str) or guide not in GUIDE_CHOICES:
         raise SettingsError(f"{FIELD}.{guide_key}", guide, f"one of {', '.join(GUIDE_CHOICES)}")
-    widest = max(num_patches, settings.cluster_width or 1)  # tiny models have fewer patches than the usual width
+    widest = max(num_patches, settings.cluster_width or 1)  # tiny models have fewer patches than the default width
     if cluster_width is not None and not (_is_count(cluster_width) and 1 <= cluster_width <= widest):
         expected = f"a whole number from 1 to {widest}, or null for clusters of any size"
         raise SettingsError(f"{FIELD}.cluster_width", cluster_width, expected)
@@ -179,7 +184,7 @@ def _check_limit(settings: CompressionSettings, asked: CompressionField, shape: 
     if average < smallest - TOLERANCE:
         expected = (
             f"a layer average of at least {_round_up(smallest)} visual tokens per image, for a reduction of at most "
-            f"{limit:g}; this keeps {average:g}"
+            f"{limit:g}; this request keeps {average:g}"
         )
         raise SettingsError(FIELD, asked, expected)
 
@@ -193,10 +198,10 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 def _round_up(bound: float) -> str:
-    """A lower bound for people to read, which is accepted when sent back."""
+    """A lower bound for an error message. It is rounded up, so that the server accepts it as a value."""
     return f"{math.ceil(bound * 10_000 - TOLERANCE) / 10_000:.10g}"
 
 
 def _round_down(bound: float) -> str:
-    """An upper bound likewise."""
+    """An upper bound for an error message. It is rounded down for the same reason."""
     return f"{math.floor(bound * 10_000 + TOLERANCE) / 10_000:.10g}"

@@ -13,10 +13,13 @@ from duet_server.plan.layout import PromptLayout, Span
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:
-    """What the decoder layers between two boundaries hold of a prompt.
+    """The prompt tokens that one segment holds.
 
-    ``num_tokens`` prompt tokens, ``dropped`` fewer than entered the language model. ``pools`` say where each pool's
-    survivors lie, in this segment's own closed-up rows; a pool that was dropped whole is an empty span.
+    Attributes:
+        num_tokens: how many prompt tokens the segment holds.
+        dropped: how many of the tokens that entered the language model it does not hold.
+        pools: where the kept tokens of each pool lie. Rows count in this segment, without gaps; a pool that was dropped
+            as a whole is an empty span.
     """
 
     num_tokens: int
@@ -30,10 +33,10 @@ class SegmentPlan:
 
 @dataclass(frozen=True, slots=True)
 class RequestPlan:
-    """A request's segments, first to last; segment 0 holds the whole prompt.
+    """The segments of a request, first to last. Segment 0 holds the whole prompt.
 
-    ``guiding_rows`` are prompt rows that rank visual tokens; ``trace_id`` is the id that the engine notes its choices
-    under, 0 for no notes.
+    ``guiding_rows`` are the prompt rows that rank visual tokens. ``trace_id`` is the id of the request's trace, 0 if it
+    has none.
     """
 
     layout: PromptLayout
@@ -43,12 +46,12 @@ class RequestPlan:
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """By segment, tokens of the prompt that it does not hold."""
+        """For each segment, the number of prompt tokens that it does not hold."""
         return tuple([segment.dropped for segment in self.segments])
 
     @property
     def drops(self) -> bool:
-        """Whether any segment holds less than the prompt."""
+        """Whether any segment holds fewer tokens than the prompt has."""
         return any(self.dropped)
 
 
@@ -61,19 +64,19 @@ def is_schedule(keep: object, num_boundaries: int) -> TypeGuard[Sequence[float]]
 
 
 def num_kept(num_visual_tokens: int, keep: float) -> int:
-    """Of the tokens that entered the language model, how many a segment holds: ``floor(V * k)``."""
+    """How many of the visual tokens that entered the language model a segment holds: ``floor(V * k)``."""
     return int(num_visual_tokens * keep)
 
 
 def make_plan(layout: PromptLayout, keep: Sequence[float], guiding_rows: Sequence[int]) -> RequestPlan:
     """Lay out the segments of a request: one before the first boundary, then one for each keep.
 
-    Every pool is counted on its own, and always from the length with which it entered the language model.
+    Each pool is counted on its own. A keep is always a share of the pool's length on entering the language model.
 
     Args:
         layout: the prompt's layout.
         keep: for each boundary, the share of a pool that the segment behind it holds; in [0, 1], never rising.
-        guiding_rows: the prompt rows that rank visual tokens, as the function of that name gives them.
+        guiding_rows: the prompt rows that :func:`duet_server.plan.guiding_rows` returns.
 
     Raises:
         ValueError: if the keeps rise or leave [0, 1].
@@ -84,10 +87,10 @@ def make_plan(layout: PromptLayout, keep: Sequence[float], guiding_rows: Sequenc
 
 
 def text_rows(plan: RequestPlan, segment_idx: int, rows: Iterable[int]) -> list[int]:
-    """Where text rows of the prompt lie in a segment: closed up by what the pools before each dropped.
+    """Map text rows of the prompt to rows of a segment: subtract the tokens that the pools before a row dropped.
 
-    Rows from the prompt's last one on, generated tokens included, map to the rows behind all that was dropped. So the
-    last row, which always guides, is the segment's last row even when the prompt ends on a visual token.
+    For the prompt's last row and the rows after it (generated tokens), all dropped tokens are subtracted. So the last
+    row, which always guides, is the segment's last row even if the prompt ends on a visual token.
     """
     pools = plan.layout.pools
     kept = [len(pool) for pool in plan.segments[segment_idx].pools]
@@ -102,6 +105,7 @@ def text_rows(plan: RequestPlan, segment_idx: int, rows: Iterable[int]) -> list[
 
 
 def _close_up(layout: PromptLayout, keep: float) -> SegmentPlan:
+    """The segment in which every pool holds ``keep`` of its tokens, with rows renumbered without gaps."""
     dropped = 0
     pools = []
     for pool in layout.pools:

@@ -1,4 +1,4 @@
-"""CompressionSettings: what a request's compression comes down to on one model."""
+"""CompressionSettings: the compression of a request, resolved for one model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class CompressionSettings:
     """Resolved settings: counts per image for stage 1, one keep per boundary for stage 2.
 
     Attributes:
-        dominant: D, the rows kept as they are, CLS included; None when stage 1 is off, so that all N patches and no CLS
-            enter the language model.
-        contextual: C, the rows made by merging; 0 when stage 1 is off.
-        cluster_width: W, patches of a contextual row on average; None for no limit: every patch of the rest joins a
-            cluster (VisionZip). None, too, when stage 1 is off.
-        keep: the share of the entering tokens held behind each boundary; in [0, 1], never rising.
+        dominant: D, the rows kept as they are, CLS included. None if stage 1 is off: then all N patches enter the
+            language model, and CLS does not.
+        contextual: C, the rows made by merging; 0 if stage 1 is off.
+        cluster_width: W, patches per contextual row, on average. None means no limit: every patch that is not dominant
+            joins a cluster (VisionZip). It is also None if stage 1 is off.
+        keep: for each boundary, the share of the entering tokens that the segment behind it holds; in [0, 1], never
+            rising.
         guide: which text rows rank visual tokens in stage 2, one of ``GUIDE_CHOICES``.
-        preset: the preset's name, or ``custom``, or ``off``.
+        preset: the preset's name, ``custom`` or ``off``.
     """
 
     dominant: int | None
@@ -44,6 +45,7 @@ class CompressionSettings:
 
     @property
     def is_off(self) -> bool:
+        """Whether neither stage removes anything."""
         return self.dominant is None and not self.drops
 
     def num_entering(self, num_patches: int) -> int:
@@ -51,16 +53,16 @@ class CompressionSettings:
         return num_patches if self.dominant is None else self.dominant + self.contextual
 
     def segment_counts(self, num_patches: int) -> tuple[int, ...]:
-        """Visual tokens that each segment holds of one image that is a pool of its own."""
+        """Visual tokens of one image in each segment, if the image is a pool of its own."""
         entering = self.num_entering(num_patches)
         return tuple(num_kept(entering, share) for share in (1.0, *self.keep))
 
     def layer_average(self, shape: ModelShape) -> float:
-        """Visual tokens of one image, averaged over the decoder's layers: the budget that papers print."""
+        """Visual tokens of one image, averaged over all decoder layers: the budget that papers print."""
         return layer_average(self.segment_counts(shape.vision.num_patches), shape.segment_layers)
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON's types."""
+        """The settings as JSON types."""
         return {**asdict(self), "keep": list(self.keep)}
 
 

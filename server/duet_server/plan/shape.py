@@ -1,4 +1,4 @@
-"""What a plan needs to know of a model: sizes and boundaries, no weights."""
+"""The shape of a model, as plans need it: sizes and boundaries, no weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DecoderShape:
 class VisionShape:
     """Sizes of the vision tower.
 
-    ``num_patches`` is N, the patches of one image without CLS; ``num_layers`` counts the layers that are run, up to the
-    selected one; ``patch_size`` and ``image_size`` are pixels.
+    ``num_patches`` is N, the patches of one image without CLS. ``num_layers`` counts the layers that run, up to the
+    selected one. ``patch_size`` and ``image_size`` are in pixels.
     """
 
     num_patches: int
@@ -40,13 +40,13 @@ class VisionShape:
 
     @property
     def num_tokens(self) -> int:
-        """Rows that the tower computes for one image: the patches, and CLS where there is one."""
+        """Rows that the tower computes for one image: the patches, plus CLS if the tower has it."""
         return self.num_patches + int(self.has_cls)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A served model: its sizes, and the decoder layers at which stage 2 may drop.
+    """A served model: its sizes, and the decoder layers before which stage 2 may drop tokens.
 
     Raises:
         SettingsError: if ``boundaries`` do not ascend strictly inside ``(0, num_layers)``.
@@ -67,7 +67,7 @@ class ModelShape:
 
 
 def default_boundaries(num_layers: int) -> tuple[int, ...]:
-    """Those of ``(round(L/2), round(3L/4))`` that lie inside (0, L): the authors' 16 and 24 of 32, scaled by depth."""
+    """``round(L/2)`` and ``round(3L/4)``, if inside (0, L): the authors' 16 and 24 of 32, scaled to L layers."""
     scaled = {round(num_layers / 2), round(3 * num_layers / 4)}
     return tuple(sorted(layer_idx for layer_idx in scaled if 0 < layer_idx < num_layers))
 

@@ -1,4 +1,4 @@
-"""What a response says of its compression."""
+"""The ``compression`` object that a response reports in its usage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def compression_usage(
 ) -> dict[str, Any]:
     """The ``compression`` object of a response's usage.
 
-    All counts are totals over the request's images; ``token_layers`` count the prompt, text included. A request without
-    images has a reduction of 0.
+    All counts are totals over the request's images. ``token_layers`` counts the whole prompt, text included. A request
+    without images has a reduction of 0.
 
     Args:
         settings: the request's resolved settings.

@@ -1,7 +1,8 @@
-"""What crosses from the API's process to the engine's: every key, with its encoder beside its decoder.
+"""The keys that carry a request's settings from the API's process to the engine's, with their encoders and decoders.
 
-vLLM passes two mappings of a request on as they are. The image processor reads ``mm_processor_kwargs``; the scheduler
-and every worker read the sampling parameters' ``extra_args``. Clients cannot set these keys: the API refuses them.
+vLLM passes two mappings of a request through unchanged. The image processor reads ``mm_processor_kwargs``. The
+scheduler and every worker read ``extra_args`` of the sampling parameters. The API refuses requests in which a client
+sets these keys.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from duet_server.plan.settings import CompressionSettings
 STAGE1_KEY = "duet_stage1"  # in mm_processor_kwargs, then a field of every picture: Stage1Counts
 KEEP_KEY = "duet_keep"  # in extra_args: one share for each boundary
 GUIDE_KEY = "duet_guide"  # in extra_args: one of GUIDE_CHOICES
-SALIENT_KEY = "duet_salient"  # in extra_args: the prompt rows of salient words, for the guide "salient"
-TRACE_KEY = "duet_trace"  # in both, and a field of every picture: the id that the engine notes its choices under
+SALIENT_KEY = "duet_salient"  # in extra_args, for the guide "salient": the prompt rows of salient words
+TRACE_KEY = "duet_trace"  # in both, then a field of every picture, TracedPicture: the id of the trace
 MAX_TRACE_ID = (1 << 63) - 1
 
 
@@ -40,7 +41,7 @@ NO_STAGE1 = Stage1Counts(0, 0, 0)
 
 
 class TracedPicture(NamedTuple):
-    """The ``TRACE_KEY`` field of a picture: who asks, its number in the prompt, its size in pixels."""
+    """The ``TRACE_KEY`` field of a picture: trace id, the picture's number in the prompt, its size in pixels."""
 
     trace_id: int
     image_idx: int
@@ -49,7 +50,7 @@ class TracedPicture(NamedTuple):
 
 
 def encode_processor_kwargs(settings: CompressionSettings | None, trace_id: int = 0) -> dict[str, Any]:
-    """What to add to ``mm_processor_kwargs``: stage 1's counts, unless it is off; the trace id, unless it is 0."""
+    """The keys to add to ``mm_processor_kwargs``: stage 1's counts unless it is off, the trace id unless it is 0."""
     kwargs: dict[str, Any] = {TRACE_KEY: trace_id} if trace_id else {}
     if settings is not None and settings.dominant is not None:
         kwargs[STAGE1_KEY] = [settings.dominant, settings.contextual, settings.cluster_width or 0]
@@ -57,10 +58,10 @@ def encode_processor_kwargs(settings: CompressionSettings | None, trace_id: int 
 
 
 def decode_stage1(processor_kwargs: Mapping[str, Any], num_patches: int) -> Stage1Counts:
-    """Stage 1's counts for a request's pictures, each of ``num_patches``; ``NO_STAGE1`` where the key is absent.
+    """Stage 1's counts for pictures of ``num_patches`` patches; ``NO_STAGE1`` if the key is absent.
 
     Raises:
-        SettingsError: for counts that would fail in the engine.
+        SettingsError: if the counts would fail in the engine.
     """
     if STAGE1_KEY not in processor_kwargs:
         return NO_STAGE1
@@ -73,12 +74,12 @@ def decode_stage1(processor_kwargs: Mapping[str, Any], num_patches: int) -> Stag
 
 
 def encode_extra_args(settings: CompressionSettings, salient: Sequence[int] = (), trace_id: int = 0) -> dict[str, Any]:
-    """What to add to ``extra_args`` of a request from which stage 2 drops tokens.
+    """The keys to add to ``extra_args`` of a request whose tokens stage 2 drops.
 
     Args:
         settings: the request's settings.
-        salient: the prompt rows of salient words; read only under the guide ``salient``.
-        trace_id: what the engine shall note its choices under; 0 for no notes.
+        salient: the prompt rows of salient words; used only with the guide ``salient``.
+        trace_id: the id of the request's trace; 0 for no trace.
     """
     args: dict[str, Any] = {KEEP_KEY: list(settings.keep), GUIDE_KEY: settings.guide}
     if settings.guide == "salient":
@@ -94,10 +95,10 @@ def decode_plan(
 ) -> RequestPlan | None:
     """A request's plan; None if it drops nothing.
 
-    Pure: the scheduler and every worker rebuild the same plan from what vLLM hands each of them.
+    A pure function: the scheduler and every worker get the same arguments from vLLM, and so build the same plan.
 
     Raises:
-        SettingsError: for keeps or guiding rows that do not fit the model or the prompt.
+        SettingsError: if keeps or guiding rows do not fit the model or the prompt.
     """
     keep = extra_args.get(KEEP_KEY)
     if keep is None or not visual_spans:

@@ -189,10 +189,10 @@ def refusal(response):
         ({"dominant": 600, "contextual": 5}, "compression.dominant", "from 1 to 572"),
         ({"keep": [0.5, 0.7]}, "compression.keep", "never rise"),
         ({"keep": [0.5]}, "compression.keep", "2 numbers"),
-        ({"preset": "light", "color": "red"}, "compression.color", "no such field"),
+        ({"preset": "light", "color": "red"}, "compression.color", "only the fields preset"),
         ({"preset": "light", "guide": "some"}, "compression.guide", "all, salient, last"),
         ({"preset": "light", "text": "some"}, "compression.text", "all, salient, last"),
-        ({"preset": "light", "guide": "all", "text": "all"}, "compression.text", "next to guide"),
+        ({"preset": "light", "guide": "all", "text": "all"}, "compression.text", "since guide is set"),
         ({"dominant": 1, "contextual": 0, "keep": [0.0, 0.0]}, "compression", "a reduction of at most 0.97"),
     ],
 )

@@ -1,1 +1,1 @@
-"""One file per architecture."""
+"""The served models, one file per architecture."""

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: vLLM's own model with both stages, a CLIP tower and any Llama-family decoder."""
+"""LLaVA-1.5: vLLM's own model plus both stages, with a CLIP tower and any Llama-family decoder."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -27,14 +27,14 @@ from duet_server.stage_metrics import STAGE1_SECONDS
 
 
 class DuetLlavaProcessingInfo(LlavaProcessingInfo):
-    """Sizes vLLM's encoder budget, so that no image's tokens are more than it could ever schedule."""
+    """Tells vLLM the most tokens of one image, so that its encoder budget admits every image."""
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        return {"image": self.get_max_image_tokens() + 1}  # stage 1 may keep every patch, and CLS besides
+        return {"image": self.get_max_image_tokens() + 1}  # stage 1 may keep CLS and every patch
 
 
 class DuetLlavaProcessor(LlavaMultiModalProcessor):
-    """Carries stage 1's counts with every image, so that vLLM's caches keep the settings apart by themselves."""
+    """Attaches stage 1's counts to every image, so that vLLM's caches keep different settings apart."""
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
         kwargs = {key: value for key, value in hf_kwargs.items() if key not in (STAGE1_KEY, TRACE_KEY)}
@@ -82,7 +82,7 @@ class DuetLlavaProcessor(LlavaMultiModalProcessor):
     DuetLlavaProcessor, info=DuetLlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
 class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
-    """Weights, processor and outputs of vLLM's LLaVA; with nothing to drop it computes the same."""
+    """vLLM's LLaVA plus both stages. Without compression it computes the same as vLLM's."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -94,14 +94,14 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run what compression adds once, before the first request does."""
+        """Run both stages once, before the first request needs them."""
         config, weight = self.config.vision_config, self.language_model.model.norm.weight
         pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=weight.dtype, device=weight.device)
         cut(*encode(self.vision_tower.vision_model, pixels, nullcontext()), [Stage1Counts(2, 1, 1)])
         self.decoder.warm_up(weight.device, weight.dtype)
 
     def get_model_state_cls(self) -> type:
-        """vLLM's V2 runner asks; under V1 its module need not even import."""
+        """The hooks for vLLM's V2 runner, imported here because the V1 runner does not need the module."""
         from duet_server.engine.model_state_v2 import DuetModelState
 
         return DuetModelState
@@ -111,7 +111,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if not any(counts):
             return super().embed_multimodal(**kwargs)
         pixels = self._parse_and_validate_image_input(**kwargs)["pixel_values"]
-        # vLLM's encoder budget counts what leaves stage 1; the tower's memory goes by the patches that enter.
+        # In batches: vLLM's encoder budget counts tokens after stage 1, but the tower's memory grows with the patches.
         tokens: list[torch.Tensor] = []
         for start in range(0, len(counts), self.max_images):
             batch = slice(start, start + self.max_images)
@@ -136,7 +136,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
 
 def _counts(field: torch.Tensor | None) -> list[Stage1Counts | None]:
-    """The counts of every image; None where stage 1 is off."""
+    """The counts of each image; None if stage 1 is off for it."""
     rows = [] if field is None else [Stage1Counts(*row) for row in field.tolist()]
     return [None if row == NO_STAGE1 else row for row in rows]
 
