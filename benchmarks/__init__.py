@@ -1,1 +1,1 @@
-"""Measurements of duet-server; results are kept in ``results/``."""
+"""Benchmarks and long checks of duet-server; results are stored in ``results/``."""

@@ -1,4 +1,4 @@
-"""The command line of a long check: its options, its file of figures, its exit status."""
+"""The command line of a long check: its options, its result file and its exit status."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Check = Callable[[argparse.Namespace, Path], tuple[Mapping[str, Any], list[str]]
 
 
 def parser(prog: str, name: str, about: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that all long checks have; ``name`` begins the name of the result's file."""
+    """A parser with the options that all long checks have; the result file's name starts with ``name``."""
     made = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False)
-    made.add_argument("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="seed of all random choices (%(default)s)")
     made.add_argument("--output", type=Path, help=f"JSON file ({RESULTS.name}/{name}-<time>.json of this checkout)")
-    made.add_argument("--log", type=Path, help="keep what the server prints in this file")
+    made.add_argument("--log", type=Path, help="file for the server's output")
     return made
 
 
 def run(name: str, args: argparse.Namespace, check: Check) -> NoReturn:
-    """Run a check, which gives its figures and what is wrong; write both down and exit, with 1 if anything is wrong."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives this process
+    """Run a check, write its figures and failures to a file, and exit; the status is 1 if there are failures."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped as well
     print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix=f"duet-{name}-") as directory:
         figures, failures = check(args, args.log or Path(directory) / "log")
@@ -40,5 +40,5 @@ def run(name: str, args: argparse.Namespace, check: Check) -> NoReturn:
 
 
 def without_ids(answer: str) -> str:
-    """An error with its request's id taken out, so that equal ones are equal."""
+    """An error without its request id, so that equal errors compare equal."""
     return re.sub(r"[0-9a-f]{16,}", "<id>", answer)

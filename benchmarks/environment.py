@@ -1,4 +1,4 @@
-"""Where a result was measured, and with what."""
+"""The machine and the software versions of a measurement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def environment() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: found for name in DISTRIBUTIONS if (found := _version(name))},
-        # A copy without git is told its commit by whoever made the copy.
+        # In a copy without git, this variable may name the commit.
         "commit": commit if in_git else os.environ.get("DUET_COMMIT"),
         "uncommitted_changes": bool(_answer("git", "status", "--porcelain")) if in_git else None,
     }
@@ -42,7 +42,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _answer(*command: str) -> str | None:
-    """What a program says, asked in this checkout; None where it does not answer."""
+    """The output of a program, run in this checkout; None if it fails."""
     try:
         answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""The models that the benchmarks serve: LLaVA-1.5-7B in shape, and a small one with its shares of tower and decoder."""
+"""The models that the benchmarks serve: LLaVA-1.5-7B's shape, and a small one with a similar share of tower FLOPs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from duet_training import random_llava
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkModel:
-    """A LLaVA of these sizes, whose weights vLLM makes up."""
+    """A LLaVA of these sizes; vLLM makes up its weights."""
 
     vision: random_llava.Sizes
     text: random_llava.Sizes
@@ -25,18 +25,18 @@ class BenchmarkModel:
         return llava_shape(config, default_boundaries(self.text["num_hidden_layers"]))
 
     def write_checkpoint(self, directory: Path) -> Path:
-        """Write everything but weights into a directory; returns its absolute path, a key of what vLLM compiles."""
+        """Write everything except weights into a directory. Returns its absolute path, a key of the compile cache."""
         directory.mkdir(parents=True, exist_ok=True)
         return random_llava.write_llava_without_weights(directory.resolve(), self.vision, self.text)
 
 
-# 1/80 of the larger one's FLOPs. The tower takes 4.6 % of the prefill's, next to 4.2 % there with as many text tokens.
+# 1/80 of the large model's FLOPs. The tower takes 4.6 % of the prefill FLOPs, and 4.2 % in the large model.
 SMALL = BenchmarkModel(
     vision={
         **random_llava.TOWER_SIZES,
         "hidden_size": 256,
         "intermediate_size": 1024,
-        "num_hidden_layers": 5,  # of which LLaVA runs all but the last
+        "num_hidden_layers": 5,  # LLaVA runs all except the last
         "num_attention_heads": 4,
         "projection_dim": 256,
     },
@@ -67,10 +67,10 @@ LLAVA_7B = BenchmarkModel(
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
-        "vocab_size": 32064,  # the tokenizer has fewer: further ids decode to nothing
+        "vocab_size": 32064,  # the tokenizer has fewer; ids above decode to an empty string
         "torch_dtype": "bfloat16",
     },
     dtype="bfloat16",
 )
 MODELS = {"small": SMALL, "llava-1.5-7b": LLAVA_7B}
-MODEL_DIR_HELP = "keep the model here, so that the next run with it finds what vLLM compiled (a new temporary folder)"
+MODEL_DIR_HELP = "folder for the model; a later run with it reuses what vLLM compiled (a new temporary folder)"

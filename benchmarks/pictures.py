@@ -1,4 +1,4 @@
-"""Small pictures, encoded, and as data URLs."""
+"""Small pictures as encoded files and as data URLs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def picture(size: tuple[int, int] = (64, 48), mode: str = "RGB", file_format: str = "PNG", **options: Any) -> bytes:
-    """An encoded gradient, or one colour where a gradient of this mode or size makes no sense."""
+    """An encoded gradient, or a single colour if this mode or size does not suit a gradient."""
     gradient = Image.linear_gradient("L").resize(size) if max(size) < 1000 else Image.new("L", size)
     return encoded(_in_mode(gradient, mode), file_format, **options)
 

@@ -1,4 +1,4 @@
-"""Where results are kept, and how they are written and printed."""
+"""Where results are stored, and how they are written and printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def default_output(name: str) -> Path:
 
 
 def keep(result: Mapping[str, Any], output: Path) -> None:
-    """Write a result, or what there is of it so far, as JSON. The file is never seen half written."""
+    """Write a complete or partial result as JSON. The file is replaced atomically, so it is never half written."""
     output.parent.mkdir(parents=True, exist_ok=True)
     written = output.with_name(f"{output.name}.part")
     written.write_text(json.dumps(result, indent=1, default=str) + "\n")
@@ -25,7 +25,7 @@ def keep(result: Mapping[str, Any], output: Path) -> None:
 
 
 def table(headings: list[str], rows: list[list[object]]) -> str:
-    """The first column to the left, numbers to the right."""
+    """A text table: the first column is aligned left, the others right."""
     cells = [headings, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     return "\n".join(

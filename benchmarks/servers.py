@@ -1,4 +1,4 @@
-"""Starting and stopping the servers under test, with the same flags for both."""
+"""Starts and stops the servers under test, with the same flags for both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ START_TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class ServerFlags:
-    """What both servers are started with."""
+    """The flags with which both servers are started."""
 
     checkpoint: Path
     dtype: str
@@ -42,32 +42,32 @@ class ServerFlags:
         argv += ["--max-model-len", "2048", "--max-num-batched-tokens", str(self.max_num_batched_tokens)]
         argv += ["--max-num-seqs", str(MAX_NUM_SEQS), "--api-server-count", str(self.num_api_servers)]
         argv += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes), "--block-size", str(self.block_size)]
-        # Every picture is new to the server, as its first one is.
+        # Without these caches, every picture is new to the server.
         argv += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 1}']
         return [*argv, *(["--enforce-eager"] if self.enforce_eager else []), *self.more]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers."""
+    """A running server."""
 
     kind: ServerKind
     url: str
 
     def metrics(self) -> str:
-        """Prometheus's text, as the server shows it now."""
+        """The server's current metrics, in Prometheus's text format."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
             return response.read().decode()
 
     def block_pool(self) -> tuple[int, int]:
-        """Number and size, in tokens, of the KV cache's blocks."""
+        """The number of KV-cache blocks, and their size in tokens."""
         info = next(line for line in self.metrics().splitlines() if line.startswith("vllm:cache_config_info{"))
         labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
         return int(labels["num_gpu_blocks"]), int(labels["block_size"])
 
 
 def cpu_seconds() -> dict[str, float]:
-    """What each process of the running server has computed so far, by id and title."""
+    """CPU seconds of each process of the running server so far, by process id and title."""
     seconds = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -85,10 +85,10 @@ def running_server(kind: ServerKind, flags: ServerFlags, log: Path) -> Iterator[
 
 @contextlib.contextmanager
 def running_process(command: Sequence[str], log: Path, **environment: str) -> Iterator[str]:
-    """Start a server on a free port, wait until it answers, and stop it with all that it started; yields its URL.
+    """Start a server on a free port, wait until it answers, and stop it with all its processes. Yields its URL.
 
     Raises:
-        RuntimeError: if it does not come up. Whatever is raised carries the end of its log.
+        RuntimeError: if the server does not start. Every exception has a note with the end of the server's log.
     """
     port = _free_port()
     with log.open("ab") as output:
@@ -131,7 +131,7 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """The server's own shutdown first; then whatever of its process group is left."""
+    """Let the server shut down by itself; then kill what is left of its process group."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=30)

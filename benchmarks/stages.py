@@ -1,9 +1,8 @@
-"""Both stages' own time as a share of the uncompressed prefill: ``python -m benchmarks.stages``.
+"""Measures both stages' own time as a share of the uncompressed prefill: ``python -m benchmarks.stages``.
 
-An engine inside this process, eager or with ``--compile`` compiled, serves the same requests uncompressed and under
-each preset, a few at a time. Clocks around the stages' functions, as the engine calls them, give their time; clocks
-around the model give the prefill's. On a GPU they read the time between events in its stream, so that the host waits
-for nothing inside a step.
+An engine in this process, eager or compiled (``--compile``), serves the same requests uncompressed and under each
+preset, a few at a time. Clocks around the stages' functions measure the stages, and clocks around the model measure the
+prefill. On a GPU, they measure the time between events in its stream, so that the host never waits inside a step.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from duet_server.plan import CompressionSettings, kv_bytes, presets
 from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
 from duet_training import random_llava
 
-# (stage, where the engine looks the function up, function). What chooses nothing (off) calls only the last one.
+# (stage, where the engine looks the function up, function). An uncompressed step (off) calls only the last one.
 STAGE_FUNCTIONS = (
     ("stage1", "duet_server.engine.vision_stage", "cls_score"),
     ("stage1", "duet_server.engine.models.llava", "cut"),
@@ -44,10 +43,10 @@ MAX_STEP_TOKENS = 4096
 
 
 class Clocks(Timer):
-    """Seconds spent in wrapped functions, by name; a function inside another of the same name counts once.
+    """Seconds spent in wrapped functions, by name. Nested functions of the same name count once.
 
     Args:
-        on_gpu: whether it is the current stream's time that counts, not the host's.
+        on_gpu: whether to measure the current stream's time instead of the host's.
     """
 
     def __init__(self, on_gpu: bool) -> None:
@@ -56,7 +55,7 @@ class Clocks(Timer):
         self._spans: list[tuple[str, Any, Any]] = []  # name, start, end
 
     def wrap(self, name: str, owner: Any, attribute: str) -> None:
-        """Put a clock around ``owner.attribute``, for good."""
+        """Put a clock around ``owner.attribute``. It is never removed."""
         function: Callable[..., Any] = getattr(owner, attribute)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -73,7 +72,7 @@ class Clocks(Timer):
         setattr(owner, attribute, timed)
 
     def take(self) -> dict[str, float]:
-        """What has gathered since the last call."""
+        """The seconds since the last call."""
         spans, self._spans = self._spans, []
         if self._on_gpu:
             torch.cuda.synchronize()
@@ -86,21 +85,21 @@ class Clocks(Timer):
 def measure_stages(
     llm: Any, model: BenchmarkModel, modes: Sequence[str], *, num_text: int, batch_size: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """By mode the medians over rounds: each stage's time, and the whole prefill's, by that of the uncompressed prefill.
+    """Per mode, the time of each stage and of the prefill, relative to the uncompressed prefill: medians over rounds.
 
     Args:
         llm: an engine in this process that serves the model.
-        model: what it serves.
+        model: the model that it serves.
         modes: names of presets.
         num_text: text tokens of a prompt.
         batch_size: requests prefilled together.
-        rounds: how often; each times the uncompressed prefill again.
+        rounds: number of rounds; each one times the uncompressed prefill again.
     """
     settings, rng = presets(model.shape), np.random.default_rng(0)
     shares: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     clocks = Clocks(on_gpu=torch.cuda.is_available())
     _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
-    for round_idx in range(-1, rounds):  # the first one warms up
+    for round_idx in range(-1, rounds):  # the first round is a warm-up
         uncompressed = _prefill(llm, clocks, settings["off"], num_text, batch_size, rng)["model"]
         for mode in modes:
             seconds = _prefill(llm, clocks, settings[mode], num_text, batch_size, rng)
@@ -110,7 +109,7 @@ def measure_stages(
 
 
 def start_engine(model: BenchmarkModel, checkpoint: Path, *, compiled: bool) -> Any:
-    """An engine in this process whose segments vLLM compiles, or runs eagerly."""
+    """An engine in this process. vLLM compiles its segments, or runs them eagerly."""
     os.environ |= {"VLLM_PLUGINS": "duet", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM
 
@@ -138,11 +137,11 @@ def _wrap(clocks: Clocks, model: Any) -> None:
 def _prefill(
     llm: Any, clocks: Clocks, settings: CompressionSettings, num_text: int, batch_size: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Seconds by name that one batch takes up to its first tokens."""
+    """Seconds by name for one batch, up to its first output tokens."""
     from vllm import SamplingParams
 
     clocks.take()
-    # Every text token guides: more than the salient ones of a real question, so stage 2's share is an upper bound.
+    # All text tokens guide. A real question has fewer salient ones, so stage 2's share is an upper bound.
     extra_args = encode_extra_args(replace(settings, guide="all")) if settings.drops else None
     sampling = SamplingParams(temperature=0, max_tokens=1, extra_args=extra_args)
     llm.generate([_prompt(settings, num_text, rng) for _ in range(batch_size)], sampling, use_tqdm=False)
@@ -162,14 +161,16 @@ def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generat
 
 
 def main() -> None:
-    """Print the shares, and whether they are of a compiled engine, as the last line, in JSON."""
+    """Print the shares, and whether the engine was compiled, as JSON in the last line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="small", help="(%(default)s)")
     parser.add_argument("--modes", nargs="+", default=["light", "balanced", "aggressive"], metavar="PRESET")
     parser.add_argument("--num-text", type=int, default=64, help="text tokens of a prompt (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="requests prefilled together (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="let vLLM compile the segments; else they run eagerly")
+    parser.add_argument(
+        "--compile", action="store_true", help="let vLLM compile the segments; otherwise, they run eagerly"
+    )
     parser.add_argument("--model-dir", type=Path, help=MODEL_DIR_HELP)
     args = parser.parse_args()
     model = MODELS[args.model]

@@ -1,6 +1,6 @@
-"""Time of a training step, uncompressed and compressed, on the same batches in one run.
+"""Measures the time of a training step, uncompressed and compressed, on the same batches in one run.
 
-Settings take turns on every batch, so that whatever else the machine does befalls all of them alike.
+Settings take turns on every batch, so that other load on the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from duet_training.random_llava import SPECIAL_TOKENS
 
 PRESETS = ("off", "light", "balanced", "aggressive")
 PAPER = {"light": 0.26, "balanced": 0.31, "aggressive": 0.36}
-"""The share of LLaVA-1.5-7B's training time that DUET-VLM (arXiv 2602.18846) reports as saved."""
+"""The share of LLaVA-1.5-7B's training time that is saved, as reported by DUET-VLM (arXiv 2602.18846)."""
 IMAGE, NUM_ANSWER = SPECIAL_TOKENS.index("<image>"), 64
 Batch = dict[str, torch.Tensor]
 
 
 def make_model(sizes: BenchmarkModel, device: torch.device) -> DuetLlava:
-    """Random weights; projector and decoder learn, as in LLaVA-1.5's fine-tuning."""
+    """A model with random weights. Projector and decoder are trained, as in LLaVA-1.5's fine-tuning."""
     config = LlavaConfig(
         vision_config=dict(sizes.vision), text_config=dict(sizes.text), image_token_index=IMAGE, dtype=sizes.dtype
     )
@@ -45,7 +45,7 @@ def make_model(sizes: BenchmarkModel, device: torch.device) -> DuetLlava:
 
 
 def make_batch(model: DuetLlava, num_samples: int, num_text: int, num_entering: int, seed: int) -> Batch:
-    """Pictures of noise, each with a text of which the last tokens are to be learnt; the same for every setting."""
+    """Pictures of noise, each with a text whose last tokens are learned. They are the same for every setting."""
     generator = torch.Generator().manual_seed(seed)
     size = model.config.vision_config.image_size
     text = torch.randint(len(SPECIAL_TOKENS), 200, (num_samples, num_text), generator=generator)
@@ -60,7 +60,7 @@ def make_batch(model: DuetLlava, num_samples: int, num_text: int, num_entering: 
 def step_seconds(
     model: DuetLlava, optimizer: torch.optim.Optimizer, batch: Batch, settings: CompressionSettings
 ) -> float:
-    """Forward, backward and the optimizer's step."""
+    """Seconds of a forward pass, a backward pass and an optimizer step."""
     _wait(model.device)
     start = time.perf_counter()
     with torch.autocast(model.device.type, torch.bfloat16):
@@ -73,7 +73,7 @@ def step_seconds(
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Per preset its seconds a step, over the same batches."""
+    """Seconds per step of each preset, on the same batches."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_model(MODELS[args.model], device)
     shape = llava_shape(model.config, model.boundaries)
@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=device.type == "cuda")
     seconds: dict[str, list[float]] = {name: [] for name in PRESETS}
-    for step in range(args.steps + 1):  # the first one warms up
+    for step in range(args.steps + 1):  # the first step is a warm-up
         for name in PRESETS:
             entering = settings[name].num_entering(shape.vision.num_patches)
             batch = make_batch(model, args.batch_size, args.text, entering, args.seed + step)
@@ -100,7 +100,7 @@ def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str
 
 
 def saved(seconds: dict[str, list[float]], name: str) -> list[float]:
-    """Median, least and most of the share of an uncompressed step's time that is saved, batch by batch."""
+    """The saved share of an uncompressed step's time, compared batch by batch: median, minimum and maximum."""
     shares = [1 - ours / off for ours, off in zip(seconds[name], seconds["off"], strict=True)]
     return [statistics.median(shares), min(shares), max(shares)]
 
@@ -109,9 +109,9 @@ def report(figures: dict[str, Any], savings: dict[str, Sequence[float]]) -> str:
     headings = [
         "",
         "layer average",
-        "time saved a step",
-        "least to most",
-        "of the FLOPs, forward",
+        "time saved per step",
+        "min to max",
+        "forward FLOPs saved",
         "paper, LLaVA-1.5-7B",
     ]
     rows = []
@@ -123,7 +123,7 @@ def report(figures: dict[str, Any], savings: dict[str, Sequence[float]]) -> str:
 
 
 def _flops(shape: Any, settings: CompressionSettings, num_text: int) -> float:
-    """Of one sample's forward, tower and projector included."""
+    """FLOPs of one sample's forward pass, including tower and projector."""
     counts = settings.segment_counts(shape.vision.num_patches)
     return prefill_flops(shape, [count + num_text for count in counts], 1, counts[0])
 
@@ -135,10 +135,10 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     parser = check_cli.parser("python -m benchmarks.training", "training", __doc__)
-    parser.add_argument("--model", choices=MODELS, default="small", help="whose sizes (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=4, help="samples of a step (%(default)s)")
-    parser.add_argument("--text", type=int, default=160, help="text tokens of a sample (%(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="batches, besides one to warm up (%(default)s)")
+    parser.add_argument("--model", choices=MODELS, default="small", help="model whose sizes are used (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="samples per step (%(default)s)")
+    parser.add_argument("--text", type=int, default=160, help="text tokens per sample (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="measured batches, after one for warm-up (%(default)s)")
     check_cli.run("training", parser.parse_args(), check)
 
 

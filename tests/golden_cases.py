@@ -1,4 +1,4 @@
-"""The golden cases of `tests/golden`: what the DUET-VLM authors' code computed on two tiny checkpoints.
+"""The golden cases of `tests/golden`: results of the DUET-VLM authors' code on two tiny checkpoints.
 
 `@pytest.mark.parametrize("case", golden_cases(), ids=str)` gives ids such as `llava_gqa-full_schedule`.
 """
@@ -21,7 +21,7 @@ NUM_PATCHES = 144
 
 @dataclass(frozen=True, eq=False)
 class GoldenCase:
-    """One case. Fields are those of `cases.json`; arrays are read from its `.npz` on first use."""
+    """One case, with the fields of `cases.json`. Arrays are read from its `.npz` on first use."""
 
     model: str
     name: str
@@ -56,7 +56,7 @@ class GoldenCase:
 
     @property
     def compression(self) -> dict[str, Any]:
-        """As in a request. The salient words of the one case that has them are what the server's own rule finds."""
+        """The `compression` field of a request. The server's own rule finds the salient words, if the case has any."""
         return {
             "dominant": self.dominant,
             "contextual": self.contextual,
@@ -96,7 +96,7 @@ class GoldenCase:
 
     @property
     def pixel_values(self) -> np.ndarray:
-        """`[3, 168, 168]` float32, as the image processor gives them."""
+        """`[3, 168, 168]` float32, as the image processor returns them."""
         return self.arrays["pixel_values"]
 
     @property

@@ -1,4 +1,4 @@
-"""The demo model as it ships: its files, and whether it answers."""
+"""The demo model as it is shipped: its files, and the quality of its answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from duet_server.demo import DEMO_CHECKPOINT, DEMO_MARK
 from duet_training.demo.data import picture
 from duet_training.demo.questions import QUESTION_TYPES, Question, ask
 
-SEED, UNSEEN_SET = 7, 99  # of pictures in no set that anything was trained on
+SEED, UNSEEN_SET = 7, 99  # seed and set of pictures that are in no training set
 NUM_PER_TYPE = 12
 
 
@@ -23,7 +23,7 @@ def model() -> LlavaForConditionalGeneration:
     return model.eval()
 
 
-def test_it_is_a_small_llava(model: LlavaForConditionalGeneration):
+def test_the_demo_model_is_a_small_llava(model: LlavaForConditionalGeneration):
     config = model.config
     assert (config.model_type, config.architectures) == ("llava", ["LlavaForConditionalGeneration"])
     assert (config.vision_config.image_size // config.vision_config.patch_size) ** 2 >= 12 * 12
@@ -33,7 +33,7 @@ def test_it_is_a_small_llava(model: LlavaForConditionalGeneration):
 
 
 def asked(question_type: str) -> list[tuple[object, Question]]:
-    """Pictures with a question each."""
+    """Pictures, each with a question."""
     pairs: list[tuple[object, Question]] = []
     for idx in range(10_000):
         scene, drawn, rng = picture(SEED, UNSEEN_SET, idx)
@@ -45,8 +45,8 @@ def asked(question_type: str) -> list[tuple[object, Question]]:
 
 
 @torch.no_grad()
-def test_it_answers(model: LlavaForConditionalGeneration):
-    """Most questions about pictures that it has never seen; a description counts when it is right word for word."""
+def test_the_demo_model_answers_most_questions_on_unseen_pictures(model: LlavaForConditionalGeneration):
+    """A description counts only if every word of it is right."""
     processor = AutoProcessor.from_pretrained(DEMO_CHECKPOINT)
     right, total = 0, 0
     for question_type in QUESTION_TYPES:

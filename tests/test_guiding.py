@@ -1,4 +1,4 @@
-"""Which rows guide under `text: salient`, over every kind of tokenizer; no engine runs."""
+"""The guiding rows under `guide: salient`, with every kind of tokenizer and without an engine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CORPUS = [
 
 @cache
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, BOS in front unless told otherwise."""
+    """One token per byte, by default with BOS in front."""
     return PreTrainedTokenizerFast.from_pretrained(checkpoint_path("llava_mha"))
 
 
 @cache
 def bpe_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-2's, Qwen's and Llama 3's: words take their leading space along."""
+    """Byte-level BPE, like GPT-2's, Qwen's and Llama 3's: a word's token includes the space before it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,7 +43,7 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def unigram_tokenizer() -> PreTrainedTokenizerFast:
-    """Unigram over SentencePiece's pieces: words start with U+2581."""
+    """Unigram with SentencePiece's pieces: words start with U+2581."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -54,7 +54,7 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama 2's kind: BPE over whole text, pieces may span words, unknown characters become byte tokens."""
+    """Like Llama 2's: BPE over the whole text. Tokens may span words, and unknown characters become byte tokens."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -67,7 +67,7 @@ def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class WithoutOffsets:
-    """A tokenizer that encodes and decodes as another does, and refuses to give offsets."""
+    """A tokenizer that encodes and decodes like another one, but refuses to give offsets."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, refusal: type[Exception] = NotImplementedError) -> None:
         self.tokenizer = tokenizer
@@ -97,7 +97,7 @@ class MistralLike:
 
 
 class OffsetsOnly:
-    """A tokenizer that encodes as another does and must not be asked to decode."""
+    """A tokenizer that encodes like another one, but must not be asked to decode."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -114,7 +114,7 @@ class WithoutText(WithoutOffsets):
 
 
 def expand(ids: list[int], image_id: int, num_visual: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
-    """The final prompt and its visual spans, the i-th image taking `num_visual[i]` rows."""
+    """The final prompt and its visual spans; the i-th image has `num_visual[i]` rows."""
     final: list[int] = []
     spans: list[tuple[int, int]] = []
     for token_id in ids:
@@ -129,7 +129,7 @@ def expand(ids: list[int], image_id: int, num_visual: list[int]) -> tuple[list[i
 
 
 def salient_of(tokenizer, prompt: str, user_texts: list[str], num_visual: list[int], asked=None) -> str:
-    """The text of the salient rows, runs of adjacent rows joined by a space; `asked` replaces the tokenizer."""
+    """The text of the salient rows, with a space between runs of adjacent rows. `asked` replaces the tokenizer."""
     ids = tokenizer(prompt)["input_ids"]
     final, spans = expand(ids, tokenizer.convert_tokens_to_ids("<image>"), num_visual)
     rows = salient_rows(asked or tokenizer, prompt, final, spans, user_texts)
@@ -288,7 +288,7 @@ def test_every_byte_of_a_split_character_guides(make_tokenizer, view):
     ids, spans = expand(tokenizer(prompt)["input_ids"], tokenizer.convert_tokens_to_ids("<image>"), [4])
     rows = salient_rows(view(tokenizer), prompt, ids, spans, ["the 猫 of the é"])
     assert tokenizer.decode([ids[row] for row in rows]).replace(" ", "") == "猫é"
-    if make_tokenizer is not bpe_tokenizer:  # whose merges may join a space to the first byte
+    if make_tokenizer is not bpe_tokenizer:  # its merges may join a space to the first byte
         assert len(rows) == len("猫é".encode())
 
 
@@ -328,7 +328,7 @@ def test_decoding_needs_no_prompt_text():
 
 
 def test_tokens_that_expansion_adds_around_an_image_are_decoded():
-    """Some processors write text of their own next to the visual tokens, so the ids never match the template's."""
+    """Some processors write their own text next to the visual tokens, so the ids never match the template's."""
     tokenizer = byte_tokenizer()
     prompt = user_prompt("What color?")
     ids, [(start, end)] = expand(tokenizer(prompt)["input_ids"], IMAGE_TOKEN_ID, [6])
@@ -355,7 +355,7 @@ def test_marks_of_several_tokens():
 
 
 def test_images_without_a_mark_in_the_template():
-    """As PaliGemma's processor does it, which puts the visual tokens in front."""
+    """Like PaliGemma's processor, which puts the visual tokens in front."""
     tokenizer = bpe_tokenizer()
     ids = [*[0] * 6, *tokenizer("What color is the circle?")["input_ids"]]
     asked = OffsetsOnly(tokenizer)
@@ -404,7 +404,7 @@ TEMPLATE = st.tuples(st.just("template"), st.sampled_from(["|A| who |", "|Z|", "
 @settings(deadline=None, max_examples=200)
 @given(parts=st.lists(st.one_of(USER, IMAGE, TEMPLATE), max_size=10), decode=st.booleans())
 def test_rows_are_exactly_those_of_salient_words_after_the_first_image(parts, decode):
-    """The byte tokenizer makes rows countable: one a byte, one for BOS, and what each image takes."""
+    """With the byte tokenizer, rows can be counted: one per byte, one for BOS, and those of each image."""
     prompt, texts, spans, expected = "", [], [], []
     row = 1  # BOS
     for kind, content in parts:
@@ -414,7 +414,7 @@ def test_rows_are_exactly_those_of_salient_words_after_the_first_image(parts, de
             row += content
             continue
         pieces = [("|", False), *((word + " ", salient) for word, salient in content)] if kind == "user" else []
-        pieces = pieces or [(content, False)]  # the bar keeps one part's words from running into the next part's
+        pieces = pieces or [(content, False)]  # the bar separates the words of one part from those of the next
         for piece, salient in pieces:
             word_len = len(piece.rstrip(" ").encode())
             expected += range(row, row + word_len) if salient and spans else []

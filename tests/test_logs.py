@@ -49,12 +49,12 @@ def test_printed_lines_are_logged_once_they_have_ended(caplog):
     assert caplog.messages == []
     print("\rtwo\n\nthree", file=printed)
     assert caplog.messages == ["one", "two", "three"]
-    assert printed.getvalue() == ""  # and whatever else a stream has, the stream has
+    assert printed.getvalue() == ""  # all other attributes are the stream's own
 
 
 @pytest.fixture
 def unchanged_logging():
-    """Puts back what a configuration changes of this process's loggers."""
+    """Restores this process's loggers after a configuration has changed them."""
     names = ("", "vllm", "uvicorn", "uvicorn.error", "uvicorn.access")
     loggers = [logging.getLogger(name) for name in names]
     kept = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
@@ -75,7 +75,7 @@ def test_the_configuration_is_data_and_covers_vllm_and_uvicorn(as_json, capfd):
     for path in ("/health", "/v1/models"):
         logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "1.2.3.4:5", "GET", path, "1.1", 200)
     request_id.reset(marked)
-    if as_json:  # vLLM's own format wants what vLLM adds to records once it has configured itself
+    if as_json:  # vLLM's own format needs fields that vLLM adds to records after it has configured itself
         logging.getLogger("vllm.any").info("started")
     for handler in logging.getLogger("uvicorn.access").handlers:
         handler.flush()

@@ -9,7 +9,7 @@ from duet_server.cli import parse_serve_args
 from duet_server.serve_parser import as_text, unknown_variables
 
 BAD = {"default": "{reduction", "log_format": "xml", "stall_timeout": "soon", "media_allow_networks": "10.0.0.1/8"}
-TAKES_ANY_TEXT = {"media_formats"}  # Pillow's names are its own to check
+TAKES_ANY_TEXT = {"media_formats"}  # Pillow checks its names itself
 NAMES = [own.name for own in fields(ServerOptions) if own.name not in TAKES_ANY_TEXT]
 
 
@@ -20,7 +20,7 @@ def bare(monkeypatch):
 
 @pytest.fixture
 def complaint(capsys):
-    """The words' error: one line behind the usage, with exit status 2."""
+    """The error for these arguments: one line after the usage, with exit status 2."""
 
     def of(*words):
         with pytest.raises(SystemExit) as stop:

@@ -1,1 +1,1 @@
-"""How right answers stay under compression: curves of accuracy over visual tokens and over requests/s."""
+"""Accuracy under compression: curves over visual tokens and over requests/s."""

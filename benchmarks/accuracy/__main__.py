@@ -1,4 +1,4 @@
-"""``python -m benchmarks.accuracy FAMILY``: the families of questions, and tables and plots from results."""
+"""``python -m benchmarks.accuracy FAMILY``: runs a family of questions, or renders a result as a table and a plot."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Modules, each imported when it is asked for: lmms-eval has an environment without the servers' packages.
+# A module is imported only when it is needed: lmms-eval's environment may lack the server's packages.
 FAMILIES = {"synthetic": "synthetic", "lmms-eval": "lmms", "report": "report"}
 ABOUT = """\
   synthetic   questions about drawn pictures, under every method and budget, against any OpenAI-compatible endpoint
-  lmms-eval   TextVQA, GQA, POPE, MME and SQA by lmms-eval, with DUET's own settings, against a running duet-server
-  report      the table and the plot of a result once more"""
+  lmms-eval   TextVQA, GQA, POPE, MME and SQA with lmms-eval, under DUET's own settings, against a running duet-server
+  report      writes the table and the plot of an existing result"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
         return
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy",
-        description=f"{__doc__}\n\n{ABOUT}\n\nEach says more under FAMILY --help.",
+        description=f"{__doc__}\n\n{ABOUT}\n\nFAMILY --help describes each one.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("family", choices=FAMILIES)

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible endpoint: many questions at a time, greedily, each with its ``compression``."""
+"""Asks an OpenAI-compatible endpoint many questions at a time, with greedy decoding and a ``compression`` field."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import aiohttp
 from benchmarks.accuracy.methods import OFF, Fields
 from benchmarks.accuracy.questions import Question
 
-MAX_TOKENS = 48  # a description of four things takes 30
+MAX_TOKENS = 48  # a description of four things takes 30 tokens
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=600)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was said, in how many tokens, and what ``usage.compression`` tells; None where the server reports none."""
+    """An answer's text, its tokens, and values from ``usage.compression``; None if the server does not report them."""
 
     text: str
     num_tokens: int | None = None
@@ -29,7 +29,7 @@ class Answer:
 
 
 class Endpoint:
-    """The model behind an address, asked by up to ``concurrency`` requests at a time; opened with ``connect``."""
+    """A served model, which gets at most ``concurrency`` requests at a time. Open it with ``connect``."""
 
     def __init__(
         self, session: aiohttp.ClientSession, model: str, description: dict[str, Any], concurrency: int
@@ -45,7 +45,7 @@ class Endpoint:
 
     @classmethod
     async def connect(cls, session: aiohttp.ClientSession, concurrency: int) -> Endpoint:
-        """See what the server serves; one without ``/v1/compression`` is taken for one without compression."""
+        """Ask the server for its model. A server without ``/v1/compression`` counts as one without compression."""
         async with session.get("v1/models") as response:
             model = (await _read(response))["data"][0]["id"]
         async with session.get("v1/compression") as response:
@@ -53,12 +53,12 @@ class Endpoint:
         return cls(session, model, description, concurrency)
 
     async def ask(self, questions: Sequence[Question], compression: str | Fields) -> tuple[list[Answer], float]:
-        """Answers in the order of the questions, and the seconds until the last one came.
+        """Answers in the order of the questions, and the seconds until the last one arrived.
 
         Raises:
-            RuntimeError: if a request is refused or fails; it says what the server said.
+            RuntimeError: if a request is refused or fails, with the server's message.
         """
-        bodies = [self._body(question, compression) for question in questions]  # all before the clock starts
+        bodies = [self._body(question, compression) for question in questions]  # encode all before the clock starts
         start = time.perf_counter()
         answers = await asyncio.gather(*map(self._answer, bodies))
         return answers, time.perf_counter() - start
@@ -84,7 +84,7 @@ class Endpoint:
 
 
 def open_session(base_url: str, api_key: str | None) -> aiohttp.ClientSession:
-    """``base_url`` with or without ``/v1`` at its end."""
+    """Open a session for ``base_url``, which may end with ``/v1`` or not."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     root = base_url.rstrip("/").removesuffix("/v1") + "/"
     return aiohttp.ClientSession(root, headers=headers, timeout=TIMEOUT)

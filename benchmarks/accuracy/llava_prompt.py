@@ -1,4 +1,4 @@
-"""Prompts and pictures as LLaVA-1.5's own evaluation has them, out of plain OpenAI messages.
+"""Turns plain OpenAI messages into the prompts and pictures of LLaVA-1.5's own evaluation.
 
 Source: https://github.com/haotian-liu/LLaVA, the conversation ``vicuna_v1`` and ``expand2square``.
 """
@@ -17,19 +17,19 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-MEAN_COLOR = (122, 116, 104)  # of the pictures that CLIP was trained on
+MEAN_COLOR = (122, 116, 104)  # the mean of CLIP's training pictures
 
 Messages = list[dict[str, Any]]
 
 
 def as_llava_asks(messages: Messages) -> Messages:
-    """With LLaVA's system prompt in front, and every picture, a data URL, padded to a square."""
+    """The messages with LLaVA's system prompt first, and every picture (a data URL) padded to a square."""
     padded = [{**message, "content": [_padded(part) for part in message["content"]]} for message in messages]
     return [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}, *padded]
 
 
 def padded_to_square(image: Image.Image) -> Image.Image:
-    """The picture in the middle of a square; a processor that crops a square from it then loses nothing."""
+    """The picture in the middle of a square, so that a processor's square crop loses nothing."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), MEAN_COLOR)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -1,8 +1,8 @@
-"""TextVQA, GQA, POPE, MME and SQA by lmms-eval, against a running duet-server with LLaVA-1.5-7B.
+"""Runs TextVQA, GQA, POPE, MME and SQA with lmms-eval, against a running duet-server with LLaVA-1.5-7B.
 
-Each task is run once for every ``compression``; by default those are DUET's own settings for 192, 128 and 64 of 576
-visual tokens and none at all. Needs lmms-eval in this environment, which may be another than the server's, and a
-Hugging Face token for what it downloads.
+Each task runs once for every ``compression``. The defaults are ``off`` and DUET's own settings for 192, 128 and 64 of
+576 visual tokens. lmms-eval must be installed in this environment, which need not be the server's. Its downloads need a
+Hugging Face token.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ DUET_SETTINGS = (OFF, "light", "balanced", "aggressive")
 
 
 def check(args: argparse.Namespace, log: Path) -> tuple[Mapping[str, Any], list[str]]:
-    """Run the tasks under each setting; one that fails leaves the others' results as they are."""
+    """Run the tasks under each setting. If one setting fails, the results of the others are kept."""
     settings: list[dict[str, Any]] = []
     failures = []
     tasks = load_tasks(args.tasks)
     for compression in args.compression:
-        say(f"asking under {compression}")
+        say(f"running the tasks with compression {compression}")
         try:
             settings.append(evaluate(args, tasks, compression, log.parent))
-        except Exception as error:  # whatever a task's own code may raise
+        except Exception as error:  # a task's own code may raise anything
             traceback.print_exception(error)
             failures.append(f"{compression}: {error!r}")
     failures += [f"{entry['compression']}: {entry['failed']} requests failed" for entry in settings if entry["failed"]]
@@ -50,7 +50,7 @@ def check(args: argparse.Namespace, log: Path) -> tuple[Mapping[str, Any], list[
 
 
 def load_tasks(names: Sequence[str]) -> list[Any]:
-    """lmms-eval's tasks with their data; by itself it would load those with options for its other kind of models."""
+    """lmms-eval's chat tasks with their data. Its default has options for another kind of model."""
     from lmms_eval.tasks import TaskManager
 
     manager = TaskManager(model_name="openai")
@@ -60,7 +60,7 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
 def evaluate(
     args: argparse.Namespace, tasks: list[Any], compression: str | dict[str, Any], directory: Path
 ) -> dict[str, Any]:
-    """All tasks under one setting: scores, lmms-eval's own metrics, and visual tokens as the server reported them."""
+    """Run all tasks under one setting: scores, lmms-eval's own metrics, and the reported visual tokens."""
     from lmms_eval.evaluator import simple_evaluate
     from openai import OpenAI
 
@@ -96,13 +96,19 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = check_cli.parser("python -m benchmarks.accuracy lmms-eval", "accuracy-lmms-eval", __doc__)
     tasks = [benchmark.task for benchmark in BENCHMARKS]
     parser.add_argument("--base-url", default="http://localhost:8000/v1", help="(%(default)s)")
-    parser.add_argument("--model", help="by its served name (the first one served)")
+    parser.add_argument("--model", help="served name of the model (the server's first model)")
     parser.add_argument(
-        "--compression", type=_compression, nargs="+", default=list(DUET_SETTINGS), help="names or JSON (%(default)s)"
+        "--compression",
+        type=_compression,
+        nargs="+",
+        default=list(DUET_SETTINGS),
+        help="preset names or JSON objects (%(default)s)",
     )
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="(%(default)s)")
     parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (%(default)s)")
-    parser.add_argument("--limit", type=int, help="questions of each task, the first ones; MME goes by pairs (all)")
+    parser.add_argument(
+        "--limit", type=int, help="ask only the first questions of each task; an even number for MME (all)"
+    )
     args = parser.parse_args(argv)
     args.output = args.output or default_output("accuracy-lmms-eval")
     return args

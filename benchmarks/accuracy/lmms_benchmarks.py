@@ -1,4 +1,4 @@
-"""The five benchmarks that the paper reports on LLaVA-1.5-7B, as lmms-eval's tasks, and the paper's own numbers.
+"""The five benchmarks that the paper reports for LLaVA-1.5-7B, as lmms-eval tasks, with the paper's numbers.
 
 Source: DUET-VLM, arXiv 2602.18846.
 """
@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# It reaches into what filelock 4 has moved.
+# lmms-eval uses internals of filelock that version 4 has moved.
 LMMS_EVAL = ("lmms-eval==0.7.3", "filelock<4")
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """``metrics`` are lmms-eval's, summed and times ``scale``; ``paper`` is the uncompressed model's score there."""
+    """The score is the sum of lmms-eval's ``metrics`` times ``scale``; ``paper`` is the paper's uncompressed score."""
 
     name: str
     task: str
@@ -25,7 +25,7 @@ class Benchmark:
     paper: float
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """From a task's entry in lmms-eval's results, whose keys are ``<metric>,<filter>``."""
+        """The score from a task's entry in lmms-eval's results, whose keys are ``<metric>,<filter>``."""
         return self.scale * sum(metrics[f"{metric},none"] for metric in self.metrics)
 
 
@@ -36,9 +36,9 @@ BENCHMARKS = (
     Benchmark("TextVQA", "textvqa_val", ("exact_match",), 100, 58.2),
     Benchmark("MME", "mme", ("mme_perception_score", "mme_cognition_score"), 1, 1862),
 )
-# Mean over the five of what is kept of the uncompressed score, without training under compression.
+# Kept share of the uncompressed score, averaged over the five benchmarks, without training under compression.
 PAPER_KEPT = {"off": 1.0, "light": 0.990, "balanced": 0.981, "aggressive": 0.954}
-# LLaVA's evaluation of TextVQA shows the model what a text recogniser has read; lmms-eval's does not by default.
+# LLaVA's evaluation of TextVQA adds OCR text to the prompt; lmms-eval does not do so by default.
 TASK_OPTIONS: dict[str, dict[str, Any]] = {
     "textvqa_val": {
         "pre_prompt": "",
@@ -49,12 +49,12 @@ TASK_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def task_config(name: str) -> str | dict[str, Any]:
-    """What lmms-eval is to run for a task: its name, or its name with LLaVA's own options."""
+    """The task for lmms-eval: its name, or its name with the options of LLaVA's own evaluation."""
     if name not in TASK_OPTIONS:
         return name
     return {"task": name, "lmms_eval_specific_kwargs": {"default": TASK_OPTIONS[name]}}
 
 
 def kept(scores: Mapping[str, float], off: Mapping[str, float]) -> float | None:
-    """Mean over benchmarks of the share of the uncompressed score; None where one of those is 0."""
+    """Kept share of the uncompressed score, averaged over benchmarks; None if an uncompressed score is 0."""
     return statistics.mean(scores[name] / off[name] for name in scores) if all(off.values()) else None

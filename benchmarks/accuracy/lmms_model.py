@@ -1,6 +1,6 @@
-"""lmms-eval's OpenAI client, with ``compression`` in each request and LLaVA's own treatment of prompts and pictures.
+"""lmms-eval's OpenAI client, with ``compression`` in each request and the prompts and pictures of LLaVA's evaluation.
 
-lmms-eval 0.7.3 has no option for further fields of a request's body, and takes a failed request for a wrong answer.
+lmms-eval 0.7.3 has no option for extra fields in a request's body, and counts a failed request as a wrong answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FAILED = "[LMMS_EVAL_REQUEST_FAILED"
 
 
 class CompressedOpenAI(OpenAICompatible):
-    """Asks under one ``compression``; counts failed requests, and collects every ``usage.compression``."""
+    """Sends ``compression`` with every request, counts failed requests, and collects every ``usage.compression``."""
 
     def __init__(self, compression: str | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -35,7 +35,7 @@ class CompressedOpenAI(OpenAICompatible):
     def _create(self, **payload: Any) -> Any:
         payload["messages"] = as_llava_asks(payload["messages"])
         payload["extra_body"] = {**payload.get("extra_body", {}), "compression": self.compression}
-        payload.setdefault("temperature", 0)  # left out for model names that lmms-eval takes for OpenAI's o1 or o3
+        payload.setdefault("temperature", 0)  # lmms-eval omits it for model names that look like OpenAI's o1 or o3
         response = self._openai.chat.completions.create(**payload)
         self.usages.append(response.usage.model_extra["compression"])
         return response

@@ -1,4 +1,4 @@
-"""Measures a checkpoint: starts a server for each way to choose tokens, one after another, and asks it everything."""
+"""Measures a checkpoint: starts one server after another, one for each stage-1 selection, and asks it all questions."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from benchmarks.accuracy.selection import OWN, plugin_environment, says_in_log
 from benchmarks.accuracy.sweep import points, say, sweep
 from benchmarks.servers import running_process
 
-# Every picture is new to the server, under every setting.
+# Without these caches, every picture is new to the server under every setting.
 FLAGS = ("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 1}')
 SIZES = ("--max-model-len", "2048", "--max-num-batched-tokens", "4096")
 
-Visit = dict[str, Any]  # what one server says of itself, its points, and what it could not be asked
+Visit = dict[str, Any]  # a server's facts, its points, and the settings that it cannot serve
 
 
 def measure_endpoint(args: argparse.Namespace, questions: Sequence[Question]) -> Visit:
-    """What answers at ``--base-url``; nobody can replace its stage 1."""
+    """Measure the server at ``--base-url``. Its stage 1 cannot be replaced."""
     return compared(questions, [asyncio.run(_ask(args, args.base_url, OWN, questions))])
 
 
 def measure_checkpoint(args: argparse.Namespace, checkpoint: str, questions: Sequence[Question], log: Path) -> Visit:
-    """duet-server on a checkpoint, started once for each selection.
+    """Measure duet-server with a checkpoint, started once for each selection.
 
     Raises:
-        RuntimeError: if a server does not start, does not take its selection, or refuses a request.
+        RuntimeError: if a server does not start, does not use its selection, or refuses a request.
     """
     visits = []
     for selection in args.selections:
-        say(f"starting {checkpoint} with stage 1 by {selection}")
+        say(f"starting a server with {checkpoint}, stage 1: {selection}")
         start = log.stat().st_size if log.exists() else 0
         with running_process(_command(args, checkpoint), log, **plugin_environment(selection)) as url:
             _check_selection(selection, log, start)
@@ -56,10 +56,10 @@ def measure_checkpoint(args: argparse.Namespace, checkpoint: str, questions: Seq
 
 
 def compared(questions: Sequence[Question], visits: Sequence[Visit]) -> Visit:
-    """All visits as one, every point beside the first uncompressed one and beside DUET at the same budget.
+    """Join all visits, and compare every point with the first uncompressed one and with DUET at the same budget.
 
-    ``kept`` is its share of the uncompressed accuracy, ``lead`` its accuracy less DUET's; both with standard errors
-    from what the two scored on each question.
+    ``kept`` is a point's share of the uncompressed accuracy, and ``lead`` its accuracy minus DUET's. Their standard
+    errors come from the differences between the two scores of each question.
     """
     found = [point for visit in visits for point in visit["points"]]
     scores = [point.pop("scores") for point in found]
@@ -78,7 +78,7 @@ def compared(questions: Sequence[Question], visits: Sequence[Visit]) -> Visit:
 
 
 async def _ask(args: argparse.Namespace, url: str, selection: str, questions: Sequence[Question]) -> Visit:
-    """All that one server can be asked, ``off`` first."""
+    """Ask one server under every setting that it can serve, ``off`` first."""
     async with open_session(url, os.environ.get("OPENAI_API_KEY")) as session:
         endpoint = await Endpoint.connect(session, args.concurrency)
         settings, about = _settings(endpoint.description, selection, args.shares)
@@ -89,9 +89,12 @@ async def _ask(args: argparse.Namespace, url: str, selection: str, questions: Se
 
 
 def _settings(description: Mapping[str, Any], selection: str, shares: Sequence[float]) -> tuple[list[Setting], Visit]:
-    """What to ask of a server that describes itself so, and what to write down of it."""
+    """The settings to ask for, given a server's description of itself, and the facts to store about it."""
     if not description.get("supported"):
-        return [UNCOMPRESSED], {"num_patches": None, "left_out": ["everything but off: no compression here"]}
+        return [UNCOMPRESSED], {
+            "num_patches": None,
+            "left_out": ["all settings but off: the server has no compression"],
+        }
     shape = described_shape(description)
     methods = [method for method in METHODS if method.selection == selection]
     settings, left_out = settings_for(methods, shares, shape, description["limits"]["max_reduction"])
@@ -110,6 +113,6 @@ def _command(args: argparse.Namespace, checkpoint: str) -> list[str]:
 
 
 def _check_selection(selection: str, log: Path, start: int) -> None:
-    """Raise RuntimeError unless the server, which writes to the log from ``start`` on, has called its selection."""
+    """Raise RuntimeError unless the log, from byte ``start`` on, says that the server uses its selection."""
     if selection != OWN and says_in_log(selection).encode() not in log.read_bytes()[start:]:
-        raise RuntimeError(f"the server did not take {selection} for stage 1")
+        raise RuntimeError(f"the server does not use {selection} for stage 1")

@@ -1,4 +1,4 @@
-"""The methods under comparison: by which settings each comes nearest to a budget from below."""
+"""The compared methods. Each chooses the settings that come closest to a budget without exceeding it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from duet_server.plan.presets import OTHER_PRESETS
 from duet_server.plan.settings import CUSTOM, DEFAULT_CLUSTER_WIDTH
 
 OFF = "off"
-DUET = "DUET, salient"  # as the authors have it
+DUET = "DUET, salient"  # the authors' variant
 PYRAMID_DEPTHS = tuple(depth for depth, _ in OTHER_PRESETS["pyramiddrop"].schedule or ())
 ((FASTV_LAYER, _),) = OTHER_PRESETS["fastv"].schedule or ()
 VISIONZIP_COUNTS = OTHER_PRESETS["visionzip"].counts or (0, 0)
 SHARES = tuple(step / 10_000 for step in range(10_001))
 
-Fields = dict[str, Any]  # an object of the `compression` field
+Fields = dict[str, Any]  # a JSON object in the `compression` field
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """``fields_for`` takes a budget, visual tokens of one image averaged over layers, and the model's shape.
+    """``fields_for`` takes a budget (visual tokens of one image, averaged over layers) and the model's shape.
 
-    ``selection`` says which stage 1 its server runs.
+    ``selection`` names the stage 1 that the server must run.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A method at a share of the visual tokens, and the ``compression`` that asks for it."""
+    """A method at a share of the visual tokens, and the ``compression`` field that asks for it."""
 
     method: str
     share: float
@@ -58,7 +58,7 @@ UNCOMPRESSED = Setting(OFF, 1.0, OFF)
 def settings_for(
     methods: Sequence[Method], shares: Sequence[float], shape: ModelShape, max_reduction: float
 ) -> tuple[list[Setting], list[str]]:
-    """Every method at every share, and a line for each of those that this model and its boundaries cannot serve."""
+    """Every method at every share, and a line for each setting that this model and its boundaries cannot serve."""
     settings, left_out = [], []
     for method in methods:
         for share in shares:
@@ -72,14 +72,14 @@ def settings_for(
 
 
 def described_shape(description: Mapping[str, Any]) -> ModelShape:
-    """What budgets depend on, from the body of ``GET /v1/compression``; sizes that they do not depend on are 0."""
+    """The model's shape from the body of ``GET /v1/compression``; sizes that do not matter for budgets are 0."""
     decoder = DecoderShape(description["num_layers"], *[0] * 6)
     vision = VisionShape(description["visual_tokens_per_image"], True, *[0] * 5)
     return ModelShape(decoder, vision, tuple(description["boundaries"]))
 
 
 def boundaries_for(num_layers: int) -> list[int]:
-    """Those at which every method can drop: DUET's are among PyramidDrop's."""
+    """Boundaries at which every method can drop. PyramidDrop's include DUET's."""
     return sorted(layer for layer in {FASTV_LAYER, *_pyramid_layers(num_layers)} if 0 < layer < num_layers)
 
 
@@ -88,7 +88,7 @@ def _duet(guide: str, budget: float, shape: ModelShape) -> Fields:
 
 
 def _duet_stage1(budget: float, shape: ModelShape) -> Fields:
-    """DUET's clusters, and its share of contextual tokens at this total."""
+    """DUET's cluster width, and its share of contextual tokens for this total."""
     dominant, contextual = split_total(int(budget), shape.vision.num_patches)
     return {"dominant": dominant, "contextual": contextual, "cluster_width": DEFAULT_CLUSTER_WIDTH}
 
@@ -99,7 +99,7 @@ def _visionzip(budget: float, shape: ModelShape) -> Fields:
 
 
 def _pyramiddrop(budget: float, shape: ModelShape) -> Fields:
-    """The ratio by which each of its layers drops, the method's own knob, moves from 0.5 to where the budget is met."""
+    """To meet the budget, the method's own parameter changes: the ratio kept at each of its layers, by default 0.5."""
     layers = _pyramid_layers(shape.decoder.num_layers)
 
     def keep(ratio: float) -> list[float]:
@@ -126,16 +126,16 @@ def _uniform_pooling(budget: float, shape: ModelShape) -> Fields:
 def _largest_keep(
     keep: Callable[[float], list[float]], layers: Sequence[float], budget: float, shape: ModelShape
 ) -> Fields:
-    """Stage 2 alone, ranked by the prompt's last token; ``keep`` rises with what it is given, from 0 to 1."""
+    """Stage 2 only, ranked by the prompt's last token. ``keep`` must rise with its argument, from 0 to 1."""
     if not set(layers) <= set(shape.boundaries):
-        raise SettingsError("boundaries", shape.boundaries, f"{', '.join(map(str, layers))} among them")
+        raise SettingsError("boundaries", shape.boundaries, f"a list that contains {', '.join(map(str, layers))}")
 
     def average(share: float) -> float:
         return CompressionSettings(None, 0, None, tuple(keep(share)), "last", CUSTOM).layer_average(shape)
 
     fitting = bisect_right(SHARES, budget, key=average)
     if not fitting:
-        expected = f"at least {average(0.0):g}, for the layers before its first boundary hold every token"
+        expected = f"at least {average(0.0):g}, because the layers before its first boundary hold every token"
         raise SettingsError("budget", budget, expected)
     return {"keep": keep(SHARES[fitting - 1]), "guide": "last"}
 

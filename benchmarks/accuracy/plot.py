@@ -1,4 +1,4 @@
-"""The curves as a picture: accuracy kept over visual tokens and over the gain in requests/s, a checkpoint a row."""
+"""Plots the curves: accuracy kept over visual tokens and over the gain in requests/s, one row per checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.accuracy.methods import METHODS, OFF
 
-# By Okabe and Ito, told apart with any colour vision; variants of one method share a colour, and shapes tell all apart.
+# Colours by Okabe and Ito, distinct for any colour vision. Variants of a method share a colour; all markers differ.
 _BLUE, _SKY, _GREEN, _ORANGE, _VERMILION, _PURPLE, _GREY = (
     "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#7F7F7F",
 )  # fmt: skip
@@ -31,10 +31,10 @@ Point = Mapping[str, Any]
 
 
 def figure_class() -> Any:
-    """matplotlib's, needed by nothing else.
+    """matplotlib's ``Figure``; nothing else needs matplotlib.
 
     Raises:
-        SystemExit: if it is not installed; it says how to install it.
+        SystemExit: if it is not installed, with the command to install it.
     """
     try:
         from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def figure_class() -> Any:
 
 
 def draw(figures: Mapping[str, Any], path: Path) -> None:
-    """Draw every checkpoint whose server reports visual tokens, at least one, into a PNG."""
+    """Draw every checkpoint whose server reports visual tokens into a PNG. There must be at least one."""
     visits = {name: visit for name, visit in figures["checkpoints"].items() if visit["num_patches"]}
     width, height = PANEL_INCHES
     size = (2 * width + LEGEND_INCHES, height * len(visits))
@@ -59,7 +59,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
 
 
 def curve(points: Sequence[Point], method: str) -> list[Point]:
-    """A method's points by rising cost, the last one uncompressed and of the same server."""
+    """A method's points by rising cost. The last one is uncompressed, on the same server."""
     compressed = [point for point in points if point["method"] == method]
     servers = {point["selection"] for point in compressed}
     off = [point for point in points if point["method"] == OFF and point["selection"] in servers]
@@ -82,7 +82,7 @@ def _draw_over_tokens(panel: Any, name: str, visit: Mapping[str, Any], one_answe
 
 def _draw_over_gain(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:
     _draw_curves(panel, visit["points"], "gain")
-    panel.set_xlabel("requests/s over those of off, median")
+    panel.set_xlabel("requests/s relative to off, median")
     panel.xaxis.set_major_formatter("{x:g}x")
     _label(panel, name, visit, one_answer)
 
@@ -99,10 +99,10 @@ def _draw_curves(panel: Any, points: Sequence[Point], over: str) -> None:
 
 
 def _label(panel: Any, name: str, visit: Mapping[str, Any], one_answer: float) -> None:
-    """Titles, and the line that one and the same answer to every question of a type reaches."""
+    """Set the title, and draw the accuracy of giving the same answer to every question of a type."""
     off = next(point for point in visit["points"] if point["method"] == OFF)["accuracy"]["mean"]
     if off:
         panel.axhline(100 * one_answer / off, color="black", linewidth=1, linestyle=(0, (1, 2)), label="one answer")
-    panel.set_title(f"{name} (100 is {100 * off:.1f} % right)", loc="left", fontsize=11)
+    panel.set_title(f"{name} (100 is an accuracy of {100 * off:.1f} %)", loc="left", fontsize=11)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The held-out questions: a JSON of rows beside a folder of pictures."""
+"""The held-out questions: a JSON list of rows, and a folder of pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.pictures import data_url
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one picture, whose right answer is known."""
+    """A question about one picture, with its right answer."""
 
     id: str
     type: str
@@ -25,7 +25,7 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """From a JSON of rows ``{id, image, type, question, answer}``; images are named relative to it."""
+    """Read a JSON list of ``{id, image, type, question, answer}``; image paths are relative to the JSON file."""
     return [
         Question(row["id"], row["type"], row["question"], row["answer"], path.parent / row["image"])
         for row in json.loads(path.read_text())

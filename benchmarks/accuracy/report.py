@@ -1,4 +1,4 @@
-"""A result, once measured, as a table in Markdown and as a plot, both beside its JSON."""
+"""Writes a result's table in Markdown and its plot, next to its JSON file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.accuracy import plot, tables
 
 
 def write(path: Path) -> None:
-    """Write ``path`` with ``.md`` and, of the synthetic family, with ``.png`` in the place of its suffix."""
+    """Write the table to ``path`` with the suffix ``.md`` and, for the synthetic family, the plot with ``.png``."""
     result = json.loads(path.read_text())
     written = path.with_suffix(".md")
     written.write_text(f"{_about(result)}\n\n{tables.render(result['figures'])}\n")
@@ -23,7 +23,7 @@ def write(path: Path) -> None:
 
 
 def _about(result: Mapping[str, Any]) -> str:
-    """Where it was measured, and what went wrong."""
+    """The machine and the versions of a measurement, and its failures."""
     found = result["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     changed = ", with uncommitted changes" if found["uncommitted_changes"] else ""
@@ -33,6 +33,6 @@ def _about(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy report", description=__doc__)
-    parser.add_argument("result", type=Path, nargs="+", help="JSON files of the other families")
+    parser.add_argument("result", type=Path, nargs="+", help="JSON results of the other families")
     for path in parser.parse_args(argv).result:
         write(path)

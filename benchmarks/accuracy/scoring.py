@@ -1,4 +1,4 @@
-"""From answers to accuracy, and what one and the same answer to every question would reach."""
+"""Computes accuracy from answers, and the accuracy of a baseline that always gives the same answer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DESCRIPTION = "description"
 
 
 def score(question_type: str, answer: str, right: str) -> float:
-    """1 for the right answer and else 0; of a description, the share of things that were named right, from 0 to 1."""
+    """1 for the right answer, otherwise 0. For a description, the share of correctly named things, from 0 to 1."""
     if question_type == DESCRIPTION:
         return _share_in_common(_phrases(answer), _phrases(right))
     return float(answer.strip().lower() == right.strip().lower())
 
 
 def accuracy(questions: Sequence[Question], scores: Sequence[float]) -> dict[str, Any]:
-    """The mean over types with its standard error, and each type's; of differences between two methods, theirs."""
+    """Mean over types, its standard error, and each type's mean. ``scores`` may be differences between two methods."""
     by_type = _by_type(questions, scores)
     variance = sum(statistics.variance(found) / len(found) for found in by_type.values() if len(found) > 1)
     means = {name: statistics.mean(found) for name, found in by_type.items()}
@@ -33,7 +33,7 @@ def accuracy(questions: Sequence[Question], scores: Sequence[float]) -> dict[str
 
 
 def minus(scores: Sequence[float], others: Sequence[float], share: float = 1.0) -> list[float]:
-    """Question by question, ``scores`` less a share of the others'."""
+    """``scores`` minus ``share`` times ``others``, question by question."""
     return [score - share * other for score, other in zip(scores, others, strict=True)]
 
 
@@ -42,9 +42,9 @@ def score_all(questions: Sequence[Question], answers: Iterable[str]) -> list[flo
 
 
 def one_answer_baseline(questions: Sequence[Question]) -> dict[str, Any]:
-    """Accuracy of the answer that is right most often, given to every question of its type: the majority class.
+    """Accuracy of the majority class: every question gets the answer that is right most often for its type.
 
-    Of descriptions, it is the one right answer that shares most with all others.
+    For descriptions, this is the right answer that has most in common with all others.
     """
     right = _by_type(questions, [question.answer for question in questions])
     best = {name: _best_answer(name, answers) for name, answers in right.items()}
@@ -52,12 +52,12 @@ def one_answer_baseline(questions: Sequence[Question]) -> dict[str, Any]:
 
 
 def _best_answer(question_type: str, right: Sequence[str]) -> str:
-    """Among equals the first in alphabetical order."""
+    """The best answer for all questions of a type; of equal ones, the first in alphabetical order."""
     return max(sorted(set(right)), key=lambda answer: sum(score(question_type, answer, other) for other in right))
 
 
 def _by_type(questions: Sequence[Question], values: Sequence[Any]) -> dict[str, list[Any]]:
-    """Grouped by type, in the order in which types first occur."""
+    """Values grouped by type, in the order in which types first occur."""
     groups: dict[str, list[Any]] = {}
     for question, value in zip(questions, values, strict=True):
         groups.setdefault(question.type, []).append(value)

@@ -1,8 +1,8 @@
-"""Two baselines in the place of stage 1's choice, as vLLM plugins that only this benchmark loads.
+"""Two baselines that replace stage 1's choice, as vLLM plugins that only this benchmark loads.
 
-A server that is started with ``plugin_environment`` cuts every image to D + C rows as its plan says, but by chance or
-by pooling instead of by attention. vLLM goes on without a plugin that fails to load, so the engine says in its log,
-once, that it has called the replacement.
+A server started with ``plugin_environment`` cuts every image to D + C rows as its plan says, but at random or by
+pooling instead of by attention. If a plugin fails to load, vLLM continues without it. Therefore, a replacement writes a
+line to the engine's log when it is first called.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import torch
 OWN, RANDOM_KEEP, UNIFORM_POOLING = "duet", "duet_random_keep", "duet_uniform_pooling"
 PLUGIN_FOLDER = Path(__file__).parent / "selection_plugin"  # holds the entry points
 CHECKOUT = Path(__file__).parents[2]
-LARGEST_ASPECT = 2  # of a pooling grid's sides
+LARGEST_ASPECT = 2  # a pooling grid's width by its height, at most
 
 Stage1Counts = tuple[int, int, int]
 Cut = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[Stage1Counts | None]], list[torch.Tensor]]
 
 
 def plugin_environment(selection: str) -> dict[str, str]:
-    """What a server's environment needs for ``selection``, OWN or one of the two replacements."""
+    """Environment variables of a server for ``selection``: OWN or one of the two replacements."""
     if selection == OWN:
         return {"VLLM_PLUGINS": OWN}
     paths = [str(CHECKOUT), str(PLUGIN_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -37,7 +37,7 @@ def plugin_environment(selection: str) -> dict[str, str]:
 
 
 def says_in_log(selection: str) -> str:
-    """What the engine's log holds once the replacement has been called; warming up calls it."""
+    """The line in the engine's log after the first call of a replacement. The engine's warm-up already calls it."""
     return f"Stage 1 is replaced by {selection}."
 
 
@@ -66,7 +66,7 @@ def use_uniform_pooling() -> None:
 def random_keep(
     hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
 ) -> list[torch.Tensor]:
-    """Each image's D + C patches of highest score, in ascending patch order and without CLS; else as ``cut``."""
+    """Each image's D + C patches with the highest scores, in patch order and without CLS; otherwise like ``cut``."""
     return [
         image[1:] if count is None else image[1:][image_score.topk(count[0] + count[1]).indices.sort().values]
         for image, image_score, count in zip(hidden, score, counts, strict=True)
@@ -76,7 +76,7 @@ def random_keep(
 def uniform_pooling(
     hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
 ) -> list[torch.Tensor]:
-    """Each image's patches averaged over the cells of a grid of D + C, row by row and without CLS; else as ``cut``."""
+    """Each image's patches, averaged in a grid of D + C cells, row by row and without CLS; otherwise like ``cut``."""
     return [
         image[1:] if count is None else pooled(image[1:], count[0] + count[1])
         for image, count in zip(hidden, counts, strict=True)
@@ -84,7 +84,7 @@ def uniform_pooling(
 
 
 def random_scores(pixel_values: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Uniform scores ``[images, patches]`` on the CPU that depend on nothing but each picture's pixels."""
+    """Uniform random scores ``[images, patches]`` on the CPU that depend only on each picture's pixels."""
     generators = (torch.Generator().manual_seed(_seed(pixels)) for pixels in pixel_values)
     return torch.stack([torch.rand(num_patches, generator=generator) for generator in generators])
 
@@ -92,13 +92,13 @@ def random_scores(pixel_values: torch.Tensor, num_patches: int) -> torch.Tensor:
 def pooled(patches: torch.Tensor, num_cells: int) -> torch.Tensor:
     """Adaptive average pooling of a square of patches ``[N, dim]`` to ``[num_cells, dim]``, summed in float32."""
     side = math.isqrt(len(patches))
-    assert side * side == len(patches), f"{patches.shape=} is no square"
+    assert side * side == len(patches), f"{patches.shape=} is not a square"
     square = patches.float().T.unflatten(1, (side, side))  # [dim, side, side]
     return torch.nn.functional.adaptive_avg_pool2d(square, grid(num_cells)).flatten(1).T.to(patches.dtype)
 
 
 def grid(num_cells: int) -> tuple[int, int]:
-    """Rows and columns, as near to a square as that many cells allow and never higher than wide."""
+    """Rows and columns of a grid with ``num_cells`` cells, as square as possible and never higher than wide."""
     rows = next(rows for rows in range(math.isqrt(num_cells), 0, -1) if num_cells % rows == 0)
     return rows, num_cells // rows
 
@@ -114,7 +114,7 @@ def _seed(pixels: torch.Tensor) -> int:
 
 
 def _put_in_place(selection: str, cut: Cut, encode: Callable[..., Any]) -> None:
-    """Replace stage 1's functions where they are defined, and where the engine has taken them from there already."""
+    """Replace stage 1's functions in the module that defines them, and in the module that may have imported them."""
 
     @functools.cache
     def announce() -> None:

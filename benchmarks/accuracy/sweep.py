@@ -1,4 +1,4 @@
-"""One server under one setting after another, side by side: what each answered, and how fast."""
+"""Measures the answers and the speed of one server under many settings, which take turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.accuracy.scoring import accuracy, score_all
 
 @dataclass(slots=True)
 class Measured:
-    """What a setting's questions were answered so far, by question id, and the seconds that each block took."""
+    """The answers under one setting so far, by question id, and the seconds of each block."""
 
     setting: Setting
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -40,16 +40,16 @@ async def sweep(
 ) -> list[Measured]:
     """Ask every question under every setting.
 
-    The questions are shuffled into blocks, and all settings answer a block before any goes on to the next, there and
-    back: so a machine that slows down or speeds up favours none.
+    The questions are shuffled into blocks. All settings answer a block before the next block begins, and every second
+    block takes the settings in reverse order. A machine that slows down or speeds up therefore favours no setting.
 
     Args:
         endpoint: the server.
-        questions: what is asked.
-        settings: under which.
-        num_blocks: blocks of questions.
-        num_warmup: questions asked under every setting before anything is measured.
-        seed: of the shuffling.
+        questions: the questions.
+        settings: the settings.
+        num_blocks: number of blocks.
+        num_warmup: number of questions asked under every setting before anything is measured.
+        seed: the seed of the shuffling.
     """
     shuffled = random.Random(seed).sample(questions, len(questions))
     for setting in settings:
@@ -59,14 +59,14 @@ async def sweep(
         block = shuffled[number::num_blocks]
         for entry in measured if number % 2 == 0 else reversed(measured):
             entry.add(block, *await endpoint.ask(block, entry.setting.compression))
-        say(f"{endpoint.model}: block {number + 1} of {num_blocks} under {len(settings)} settings")
+        say(f"{endpoint.model}: block {number + 1} of {num_blocks} done under {len(settings)} settings")
     return measured
 
 
 def points(questions: Sequence[Question], measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """A curve's points: scores, accuracy, visual tokens as the server reported them, requests/s.
+    """One point per setting: scores, accuracy, visual tokens as the server reports them, and requests/s.
 
-    Their gain over ``off`` is taken block by block: the median, the least and the most.
+    The gain over ``off`` is computed for every block; a point has its median, minimum and maximum.
     """
     (off,) = (entry for entry in measured if entry.setting == UNCOMPRESSED)
     return [_point(questions, entry, off) for entry in measured]

@@ -1,4 +1,4 @@
-"""The tables: of a checkpoint's points, and of lmms-eval's tasks beside the paper's numbers."""
+"""Markdown tables: the points of a checkpoint, and lmms-eval's tasks next to the paper's numbers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from benchmarks.accuracy.lmms_benchmarks import BENCHMARKS, PAPER_KEPT
 from benchmarks.accuracy.methods import DUET, OFF
 
 SYNTHETIC_LEGEND = """\
-{questions} held-out questions. Visual tokens are averaged over layers, as the server reported them; the budget is a
-share of all of them, which a method meets from below. PyramidDrop and FastV drop at their own layers, and keep less
-there until they meet it. Requests/s, and their gain over `off` (median of the blocks, least and most), are of one
-server, side by side; those of random keep and uniform pooling pay for scores that they do not use. Accuracy in %: mean
-over types; kept, its share of the uncompressed model's; lead, what it has over "{duet}" at the same budget, in points;
-then by type. All with standard errors, those of kept and lead from both answers to each question. The last row is the
-answer that is right most often, given to every question of its type."""
+{questions} held-out questions. Visual tokens are averaged over layers, as the server reports them. The budget is a
+share of all visual tokens, which no method exceeds. PyramidDrop and FastV drop at their own layers, and keep fewer
+tokens there until they meet the budget. Requests/s and the gain over `off` (median over blocks, minimum to maximum)
+come from one server on which the settings take turns. Random keep and uniform pooling also spend time on scores that
+they do not use. Accuracy is the mean over question types, in %. Kept is its share of the uncompressed accuracy, in %.
+Lead is the accuracy minus that of "{duet}" at the same budget, in points. These three have standard errors; for kept
+and lead, they come from the differences between both answers to each question. The last columns are the accuracy of
+each type. The last row is the majority class: every question gets the answer that is right most often for its type."""
 LMMS_LEGEND = """\
-By lmms-eval. Visual tokens are averaged over layers and requests, as the server reported them. GQA, SQA and TextVQA:
-accuracy in %; POPE: F1 in %; MME: perception and cognition, summed. Kept is the mean over benchmarks of the share of
-the uncompressed score, in %; in the paper, that of DUET on a model that was not trained under compression."""
+Measured with lmms-eval. Visual tokens are averaged over layers and requests, as the server reports them. GQA, SQA and
+TextVQA: accuracy in %; POPE: F1 in %; MME: perception plus cognition. Kept is the share of the uncompressed score,
+averaged over benchmarks, in %. The paper's values are for DUET on a model that was not trained under compression."""
 
 
 def render(figures: Mapping[str, Any]) -> str:
@@ -73,7 +74,7 @@ def _percent(share: float) -> str:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, numbers to the right."""
+    """A Markdown table: the first column is aligned left, the others right."""
     lines = [headings, [":--", *["--:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -88,7 +89,7 @@ def _lmms(figures: Mapping[str, Any]) -> str:
 
 
 def _lmms_row(entry: Mapping[str, Any], is_whole: bool) -> list[str]:
-    """The paper's mean stands only beside one of the same five benchmarks."""
+    """One row. It has the paper's mean only if all questions of the same five benchmarks were asked."""
     name = entry["compression"] if isinstance(entry["compression"], str) else json.dumps(entry["compression"])
     tokens = "" if entry["layer_average"] is None else f"{entry['layer_average']:.1f}"
     compares = is_whole and entry["kept"] is not None and len(entry["scores"]) == len(BENCHMARKS)

@@ -1,1 +1,1 @@
-"""The kernels of both stages on their own: ``python -m benchmarks.kernels``."""
+"""Benchmarks of the kernels alone: ``python -m benchmarks.kernels``."""

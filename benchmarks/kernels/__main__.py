@@ -1,8 +1,8 @@
-"""The kernels of both stages on their own: ``python -m benchmarks.kernels``.
+"""Measures the kernels of both stages alone: ``python -m benchmarks.kernels``.
 
-On a machine with a GPU every operation is timed at LLaVA-1.5-7B's sizes, beside the least that this GPU could need.
-With ``--compile-only``, for which no GPU is needed, the kernels are compiled for Hopper and Ampere instead, and the
-table says what each takes of registers and shared memory.
+On a machine with a GPU, every operation is timed at LLaVA-1.5-7B's sizes and compared with the shortest possible time
+on this GPU. With ``--compile-only``, which needs no GPU, the kernels are compiled for Hopper and Ampere instead, and
+the table shows the registers and the shared memory of each.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--compile-only", action="store_true", help="compile ahead of time, measure nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
-    parser.add_argument("--output", type=Path, help="JSON file to keep the result in")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
     return parser.parse_args(argv)
 
 
 def main() -> None:
     args = parse_args()
-    # Before the kernels are imported: under this variable they would be interpreted, never compiled.
+    # Before the kernels are imported: with this variable, they would be interpreted and never compiled.
     os.environ.pop("TRITON_INTERPRET", None)
-    results: Iterable[dict[str, Any]]  # each holds more than the one before
+    results: Iterable[dict[str, Any]]  # each one extends the one before
     if args.compile_only:
         from benchmarks.kernels.resources import examine, render
 

@@ -1,4 +1,4 @@
-"""Calls of every operation at LLaVA-1.5-7B's sizes, and the least that each has to read, write and compute."""
+"""Calls of every operation at LLaVA-1.5-7B's sizes, and the minimum that each must read, write and compute."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ NUM_PATCHES, TOWER_HEADS, TOWER_HEAD_DIM = 576, 16, 64
 TOWER_DIM = TOWER_HEADS * TOWER_HEAD_DIM
 HEADS, HEAD_DIM = 32, 128
 HIDDEN_DIM = HEADS * HEAD_DIM
-NUM_TEXT = 64  # all of them behind the picture, and all of them guide
-GROUP_SEGMENTS = (0, 0, 1, 2)  # 16, 8 and 8 layers as vLLM cuts them into groups of equal size
-DROPPED = (0, 288, 576)  # by segment
+NUM_TEXT = 64  # text rows; they all follow the picture, and they all guide
+GROUP_SEGMENTS = (0, 0, 1, 2)  # per KV-cache group: vLLM splits 16, 8 and 8 layers into groups of equal size
+DROPPED = (0, 288, 576)  # rows, by segment
 BLOCK_SIZE, MAX_ROWS, MAX_REQUESTS, MAX_LENGTH = 16, 8192, 256, 2048
 
 MergeSettings = tuple[int, int, int]  # dominant, contextual, cluster width
@@ -43,10 +43,10 @@ class Case:
     Args:
         name: the operation, its dtype and its sizes.
         build: makes the inputs on a device and returns the call.
-        num_bytes: the least that moves: inputs that count are read once, outputs are written once.
-        num_flops: the least that is computed.
-        flop_dtype: of the operands.
-        in_graph: whether a CUDA graph can hold the call; not where it copies from the host.
+        num_bytes: the minimum memory traffic: needed inputs are read once, and outputs are written once.
+        num_flops: the minimum computation.
+        flop_dtype: the dtype of the operands.
+        in_graph: whether a CUDA graph can capture the call: not if it copies from the host.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """What is measured and compiled."""
+    """All cases that are measured and compiled."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
         *(cls_score_case(images, bf16) for images in (1, 8, 32)),
@@ -99,7 +99,7 @@ def cls_score_case(images: int, dtype: torch.dtype) -> Case:
 
 
 def merge_case(settings: Sequence[MergeSettings], dtype: torch.dtype) -> Case:
-    """Of ``hidden`` only what is kept or merged counts, of the metric only what is compared; that one is float32."""
+    """Only rows of ``hidden`` that are kept or merged count, and only rows of the float32 metric that are compared."""
     images, num_rows = len(settings), 1 + NUM_PATCHES
 
     def build(device: torch.device) -> Callable[[], object]:
@@ -125,7 +125,7 @@ def merge_case(settings: Sequence[MergeSettings], dtype: torch.dtype) -> Case:
 def guided_case(
     requests: int, num_visual: int, dtype: torch.dtype, num_text: int = NUM_TEXT, kv_heads: int = HEADS
 ) -> Case:
-    """Prompts of one picture and the text behind it, all of which guides."""
+    """Prompts of one picture and the text after it; all of the text guides."""
     num_keys = num_visual + num_text
 
     def build(device: torch.device) -> Callable[[], object]:
@@ -146,7 +146,7 @@ def guided_case(
 
 
 def keep_case(requests: int, num_visual: int) -> Case:
-    """Half of each request's one pool."""
+    """Keeps half of each request's only pool."""
     num_keys, keep = num_visual + NUM_TEXT, num_visual // 2
     num_after = keep + NUM_TEXT
 
@@ -164,7 +164,7 @@ def keep_case(requests: int, num_visual: int) -> Case:
 
 
 def gather_case(requests: int, num_visual: int, dtype: torch.dtype) -> Case:
-    """The rows that go on when half of each request's visual tokens are dropped."""
+    """Gathers the rows that remain when half of each request's visual tokens are dropped."""
     num_before, num_after = num_visual + NUM_TEXT, num_visual // 2 + NUM_TEXT
     num_rows = requests * num_after
 
@@ -195,7 +195,7 @@ def prefill_case(requests: int) -> Case:
 
 
 def _place_case(kind: str, num_rows: np.ndarray, lengths: np.ndarray) -> Case:
-    """``num_rows``: of each request, ``[segments, requests]`` or the same in every segment."""
+    """``num_rows`` is ``[segments, requests]``, or ``[requests]`` if it is the same in every segment."""
     num_segments, requests = len(DROPPED), len(lengths)
     starts = np.pad(np.broadcast_to(num_rows, (num_segments, requests)).cumsum(axis=1), ((0, 0), (1, 0)))
     total = int(starts[0, -1])
@@ -219,7 +219,7 @@ def _place_case(kind: str, num_rows: np.ndarray, lengths: np.ndarray) -> Case:
 
 
 def _ranked_rows(device: torch.device, requests: int, num_visual: int, num_text: int) -> RankedRows:
-    """Requests of one pool and the text behind it, all of which guides; half of every pool stays."""
+    """Requests with one pool and the text after it. All of the text guides, and half of every pool is kept."""
     builder, keep = RankedRowsBuilder(), num_visual // 2
     num_before, num_after = num_visual + num_text, keep + num_text
     for idx in range(requests):
@@ -231,7 +231,7 @@ def _ranked_rows(device: torch.device, requests: int, num_visual: int, num_text:
 
 
 def _indices(device: torch.device, requests: int, *arrays: np.ndarray) -> list[torch.Tensor]:
-    """The engine cuts these from one buffer, anywhere in it: here at an odd place if the requests are odd in number."""
+    """The arrays on the device. As in the engine, they may have any offset in a buffer: odd if ``requests`` is odd."""
     before = np.zeros(requests % 2, dtype=np.int64)
     return [to_device_at_once([before, array], device)[1] for array in arrays]
 

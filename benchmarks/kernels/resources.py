@@ -1,7 +1,7 @@
-"""What the kernels take of a GPU, compiled ahead of time: no GPU is needed.
+"""Registers and shared memory of the kernels, compiled ahead of time. No GPU is needed.
 
-The launchers run as they would on a GPU, on tensors without memory; Triton's hook before a compilation says what they
-would have it compile, and keeps it from launching anything.
+The launchers run as on a GPU, but on tensors without memory. Triton's hook before a compilation records the variant to
+compile, and prevents the launch.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from benchmarks.kernels.cases import (
     prefill_case,
 )
 
-# What changes from step to step; nothing may be compiled for it.
+# Sizes that change from step to step; a change must not compile anything.
 REQUESTS, VISUAL, GUIDING = (1, 2, 9, 16), (1, 16, 102, 103, 576), (1, 63, 65)
 STAGE1 = (LIGHT, BALANCED, VISIONZIP, (1, 1, 1), (73, 0, 4), (73, 30, 4), (80, 16, 4))
 
 ARCHS = (90, 80)  # Hopper and Ampere
 REGISTERS_PER_SM, WARPS_PER_SM, BLOCKS_PER_SM = 1 << 16, 64, 32
 SHARED_PER_SM = {90: 228 << 10, 80: 164 << 10}
-SHARED_PER_BLOCK = {arch: size - 1024 for arch, size in SHARED_PER_SM.items()}  # what the driver keeps of each block's
+SHARED_PER_BLOCK = {arch: size - 1024 for arch, size in SHARED_PER_SM.items()}  # the driver reserves 1 KiB
 
 
 class Variant(NamedTuple):
-    """A kernel as one launch would have it compiled."""
+    """A kernel with the specialization of one launch."""
 
     function: Any  # Triton's JITFunction
     specialization: str  # signature, constants, attributes and options, as Triton writes them
@@ -58,34 +58,34 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one compiled variant takes, and who launches it."""
+    """The resources of one compiled variant, and the cases that launch it."""
 
     kernel: str
     arch: int
     cases: tuple[str, ...]
     num_warps: int
     registers: int
-    stack_bytes: int  # of a thread; spilled registers lie here
+    stack_bytes: int  # per thread; holds spilled registers
     shared_bytes: int
-    warps_per_sm: int  # at most, of `WARPS_PER_SM`
+    warps_per_sm: int  # at most; the hardware limit is `WARPS_PER_SM`
 
 
 def warps_per_sm(arch: int, num_warps: int, registers: int, shared_bytes: int) -> int:
-    """Warps that an SM holds at a time, at most, by the registers and shared memory of a program."""
+    """The most warps that an SM can hold at a time, given a program's registers and shared memory."""
     registers_per_warp = -(-registers * 32 // 256) * 256
-    warps = REGISTERS_PER_SM // registers_per_warp // 4 * 4  # each quarter of an SM has its own file
+    warps = REGISTERS_PER_SM // registers_per_warp // 4 * 4  # each quarter of an SM has its own register file
     by_shared = SHARED_PER_SM[arch] // (shared_bytes + SHARED_PER_SM[arch] - SHARED_PER_BLOCK[arch])
     return min(BLOCKS_PER_SM, min(warps, WARPS_PER_SM) // num_warps, by_shared) * num_warps
 
 
 class _NoDriver:
-    """All that compiling asks of Triton's driver."""
+    """The part of Triton's driver that compiling needs."""
 
     def __init__(self, arch: int) -> None:
         self.arch = arch
 
     def get_current_device(self) -> Any:
-        return self  # kernels keep what is compiled by device: each of these begins with nothing
+        return self  # kernels cache compiled code by device, so every new object starts with an empty cache
 
     def get_current_stream(self, device: Any) -> int:
         return 0
@@ -121,8 +121,8 @@ def _variants(case: Case) -> Iterable[Variant]:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that this module finds out, ready for JSON."""
-    _cuobjdump()  # fails early where there is none
+    """All results of this module, ready for JSON."""
+    _cuobjdump()  # fails early if it is missing
     return {
         "triton": triton.__version__,
         "kernels": kernel_names(),
@@ -143,7 +143,7 @@ def compile_all() -> Iterator[Resources]:
 
 
 def recompiled() -> list[str]:
-    """What would be compiled anew when only a step's sizes change: kernel and case."""
+    """Kernels that would be compiled again when only a step's sizes change, each with its case."""
     found = []
     for base, *changed in size_changes():
         known = launched(ARCHS[0], [base])
@@ -154,7 +154,7 @@ def recompiled() -> list[str]:
 
 
 def size_changes() -> list[list[Case]]:
-    """A case, then the same with the sizes of other steps."""
+    """In each list, a case, then the same operation with the sizes of other steps."""
     bf16 = torch.bfloat16
     merged = [[AGGRESSIVE] * count for count in (8, *REQUESTS)] + [[counts] * 8 for counts in STAGE1]
     guiding = [guided_case(8, 307, bf16, num_text=count) for count in GUIDING]
@@ -187,11 +187,11 @@ def _cuobjdump() -> str:
     try:
         return triton.knobs.nvidia.cuobjdump.path
     except RuntimeError as error:
-        raise SystemExit(f"{error}: Triton's wheels bring it; TRITON_CUOBJDUMP_PATH may name another") from error
+        raise SystemExit(f"{error}: Triton's wheels contain cuobjdump, or TRITON_CUOBJDUMP_PATH names it") from error
 
 
 def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
-    """What a kernel's binary declares of a thread: registers, and bytes of stack."""
+    """Registers and bytes of stack per thread, as a kernel's binary declares them."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -201,7 +201,7 @@ def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The result of ``examine`` as a table, and what should be empty."""
+    """The result of ``examine`` as a table, and two lists that should be empty."""
     compiled = result["compiled"]
     lines = [_row("kernel", "arch", "warps", "registers", "stack B", "shared B", "warps/SM", "cases")]
     for entry in compiled:
@@ -212,7 +212,7 @@ def render(result: dict[str, Any]) -> str:
     missing = sorted(set(result["kernels"]) - {entry["kernel"] for entry in compiled})
     for heading, found in (
         ("Launched by no case", missing),
-        ("Compiled anew when only a step's sizes change", result["recompiled"]),
+        ("Compiled again when only a step's sizes change", result["recompiled"]),
     ):
         lines += ["", f"{heading}: {len(found) or 'nothing'}", *(f"  {line}" for line in found)]
     return "\n".join(lines)

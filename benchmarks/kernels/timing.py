@@ -1,4 +1,4 @@
-"""The kernels' time on a GPU, beside the least that the GPU could need for the same work."""
+"""Times the kernels on a GPU, and compares them with the shortest possible time for the same work."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ MATMUL_SIZE = 8192
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the GPU was measured to do at best."""
+    """The best rates that were measured on the GPU."""
 
     bytes_per_second: float  # read and written
     flops_per_second: dict[str, float]  # by dtype
 
     def floor_us(self, case: Case) -> float:
-        """The least time for the case's work, however small its launches are."""
+        """The shortest possible time for the case's work, without the cost of launches."""
         moving = case.num_bytes / self.bytes_per_second
         computing = case.num_flops / self.flops_per_second[str(case.flop_dtype)] if case.num_flops else 0.0
         return max(moving, computing) * 1e6
 
 
 def measure() -> Iterator[dict[str, Any]]:
-    """Time every case; yields the result, ready for JSON, after each."""
+    """Time every case. Yields the result so far, ready for JSON, after each."""
     device = torch.device("cuda")
     launches = cases()
     rates = Rates(
@@ -69,12 +69,12 @@ def _measure_case(case: Case, rates: Rates, device: torch.device) -> dict[str, A
 
 
 def _time_us(call: Callable[[], object]) -> float:
-    """Median of single calls, the L2 cache cleared before each; includes what the host is late with."""
+    """Median of single calls with a cleared L2 cache. Includes the time that the GPU waits for the host."""
     return do_bench(call, return_mode="median") * 1e3
 
 
 def _graph_us(call: Callable[[], object]) -> float:
-    """Median over replays of many calls in one CUDA graph: no host between them, and a warm L2 cache."""
+    """Median over replays of many calls in one CUDA graph, without the host between them and with a warm L2 cache."""
     return do_bench_cudagraph(call, return_mode="median") * 1e3
 
 
@@ -115,8 +115,8 @@ def render(result: dict[str, Any]) -> str:
 
 
 _LEGEND = """\
-floor      bytes by the rate of a copy or FLOPs by that of a matmul, whichever is more, in µs
-time       one call with a cold L2 cache, the host's part included where the GPU waits for it
+floor      the larger of bytes / copy rate and FLOPs / matmul rate, in µs
+time       one call with a cold L2 cache, including the time that the GPU waits for the host
 graph      one of many calls in a CUDA graph, with a warm L2 cache
 reference  the same call in plain torch"""
 

@@ -1,1 +1,1 @@
-"""Long checks that a server survives what clients do to it."""
+"""Long checks that a server survives invalid requests, many clients and clients that hang up."""

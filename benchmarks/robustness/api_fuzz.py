@@ -1,8 +1,8 @@
-"""Schemathesis on every operation of a running server's OpenAPI: ``python -m benchmarks.robustness.api_fuzz``.
+"""Runs Schemathesis on every operation in a server's OpenAPI: ``python -m benchmarks.robustness.api_fuzz``.
 
-Valid and invalid requests. No answer may be a 5xx but those in EXPECTED, none may stay away, and the server's processes
-are those of before. Answers are cut to a few tokens by the server, and so is their number, so that a case takes less
-than a second.
+It sends valid and invalid requests. Every request must be answered, no answer may be a 5xx except those in EXPECTED,
+and no process of the server may end. The server limits the number of answers and their tokens, so that a case takes
+less than a second.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ NAME = "api_fuzz"
 FLAGS = ("--override-generation-config", '{"max_new_tokens": 8}')
 FEW_ANSWERS = {"VLLM_MAX_N_SEQUENCES": "4"}
 PHASES = ("examples", "coverage", "fuzzing")
-# What the served model cannot do at all, and OpenAPI says so.
+# The served model does not support these operations; OpenAPI lists the statuses.
 EXPECTED = {("POST /v1/systemone", 501)}
 CHECKOUT = Path(__file__).parents[2]
 
-Answers = dict[str, Counter[int]]  # by operation: how often each status
+Answers = dict[str, Counter[int]]  # by operation: the count of each status
 
 
 def fuzz(
     url: str, *, examples: int, seed: int, phases: Sequence[str] = PHASES, only: str = "", limit_s: int | None = None
 ) -> tuple[Answers, list[str]]:
-    """Run it against a server; gives the answers and what is wrong with them, each fault with a request that shows it.
+    """Run Schemathesis against a server. Returns the answers, and the faults, each with a request that shows it.
 
     Args:
-        url: the server's.
-        examples: generated requests an operation, at most.
-        seed: of the generation.
-        phases: Schemathesis's.
-        only: a regular expression for paths.
-        limit_s: seconds after which it counts as hung.
+        url: the server's URL.
+        examples: the most generated requests per operation.
+        seed: the seed of the generated requests.
+        phases: Schemathesis's phases.
+        only: a regular expression that selects paths.
+        limit_s: seconds after which the run counts as hung.
     """
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--phases", ",".join(phases)]
     command += ["--max-examples", str(examples), "--seed", str(seed), "--mode", "all", "--request-timeout", "60"]
@@ -60,20 +60,20 @@ def fuzz(
         environment |= {RECORD: str(record), MODEL_NAME: served_model(url)}
         done = subprocess.run(
             command,
-            cwd=directory,  # it leaves files where it runs
+            cwd=directory,  # Schemathesis leaves files in it
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
             timeout=limit_s,
         )
         answers, faults = read(record.read_text().splitlines())
-    if not answers or done.returncode not in (0, 1):  # 1: it has found what we have recorded
+    if not answers or done.returncode not in (0, 1):  # 1: it found faults, which are recorded
         faults.append(f"Schemathesis ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
     return answers, faults
 
 
 def read(lines: Sequence[str]) -> tuple[Answers, list[str]]:
-    """From what the hooks have recorded: every operation's statuses, and one line for every different fault."""
+    """Read the record of the hooks: every operation's statuses, and one line for every different fault."""
     answers: defaultdict[str, Counter[int]] = defaultdict(Counter)
     faults: dict[tuple[str, int, str], list[str]] = {}
     for line in map(json.loads, lines):
@@ -125,12 +125,12 @@ def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str
 
 def main() -> None:
     parser = check_cli.parser("python -m benchmarks.robustness.api_fuzz", NAME, __doc__)
-    parser.add_argument("--examples", type=int, default=200, help="generated requests an operation (%(default)s)")
+    parser.add_argument("--examples", type=int, default=200, help="generated requests per operation (%(default)s)")
     parser.add_argument(
-        "--phases", nargs="+", choices=PHASES, default=list(PHASES), help="Schemathesis's (%(default)s)"
+        "--phases", nargs="+", choices=PHASES, default=list(PHASES), help="Schemathesis's phases (%(default)s)"
     )
-    parser.add_argument("--only", default="", metavar="REGEX", help="operations whose path matches")
-    parser.add_argument("--minutes", type=float, default=45, help="give up after so many (%(default)s)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only operations with a matching path")
+    parser.add_argument("--minutes", type=float, default=45, help="give up after this time (%(default)s)")
     check_cli.run(NAME, parser.parse_args(), check)
 
 

@@ -1,7 +1,8 @@
-"""Schemathesis's hooks: they keep requests on this machine, lead half of them past validation, and record answers.
+"""Schemathesis's hooks: they keep requests on this machine, make half of them nearly valid, and record answers.
 
-A body with all of its sixty fields made up fails on one of them. So that the engine, too, is reached, every other body
-becomes a valid request with a few of the generated fields. Schemathesis imports this module by ``SCHEMATHESIS_HOOKS``.
+A generated body has up to sixty fields and fails validation at one of them. To reach the engine as well, half of the
+bodies become valid requests with a few of the generated fields. Schemathesis finds this module by
+``SCHEMATHESIS_HOOKS``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import schemathesis
 
 from benchmarks.pictures import data_url, picture
 
-RECORD = "DUET_FUZZ_RECORD"  # names the file that gets one line of JSON an answer
-MODEL_NAME = "DUET_FUZZ_MODEL"  # names the served model, which some routes insist on
+RECORD = "DUET_FUZZ_RECORD"  # names the file that gets one line of JSON per answer
+MODEL_NAME = "DUET_FUZZ_MODEL"  # names the served model, which some routes require
 NOT_LOOPBACK = re.compile(r"(?i)^\s*(https?|wss?|ftp)://")
-LOOPBACK = "http://127.0.0.1:9/"  # nobody listens there
+LOOPBACK = "http://127.0.0.1:9/"  # nothing listens on this port
 MAX_FIELDS = 3
 
 QUESTION = [
@@ -64,7 +65,7 @@ def after_network_error(context: schemathesis.HookContext, case: schemathesis.Ca
 
 
 def few_fields(body: dict[str, Any], valid: dict[str, Any]) -> dict[str, Any]:
-    """``body`` as it is, or a few of its fields over ``valid`` ones: by what it says, so that a run can be repeated."""
+    """``body`` itself, or ``valid`` with a few fields of ``body``. The body seeds the choice, so that runs repeat."""
     rng = random.Random(json.dumps(body, sort_keys=True, default=str))
     if rng.random() < 0.5:
         return body
@@ -73,7 +74,7 @@ def few_fields(body: dict[str, Any], valid: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_loopback(value: Any) -> Any:
-    """The same value, its URLs made to lead nowhere else."""
+    """The same value, with all URLs replaced by one on the loopback address."""
     if isinstance(value, str):
         return LOOPBACK if NOT_LOOPBACK.match(value) else value
     if isinstance(value, list):
@@ -82,7 +83,7 @@ def on_loopback(value: Any) -> Any:
 
 
 def record(case: schemathesis.Case, request: Any, status: int, answer: str) -> None:
-    """Write an answer down; of one that is a fault, what it says and the body that it answers."""
+    """Record an answer. For a fault, also record its text and the request's body."""
     line: dict[str, Any] = {"operation": f"{case.operation.method.upper()} {case.path}", "status": status}
     if status == 0 or status >= 500:
         body = request.body or b""

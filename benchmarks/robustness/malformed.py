@@ -1,7 +1,8 @@
-"""Malformed pictures and ``compression`` fields for a running server: ``python -m benchmarks.robustness.malformed``.
+"""Sends malformed pictures and ``compression`` fields to a server: ``python -m benchmarks.robustness.malformed``.
 
-Every one has to be answered, by 200 or by a 4xx in OpenAI's error shape; afterwards the server's processes are those of
-before, hold no more than 200 MB more than when it was warm, and answer what they answered then.
+Every request must be answered, with 200 or with a 4xx in OpenAI's error format. Afterwards, all processes of the server
+must still run. Compared with the state after a warm-up, they may hold at most 200 MiB more memory, and an ordinary
+request must get the same answer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": data_url(picture())}}
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A request's body and what is wrong with it."""
+    """A malformed request; ``kind`` names what is wrong with it."""
 
     kind: str
     path: str
@@ -44,7 +45,7 @@ class Malformed:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``status`` is 0 where no answer came; ``fault`` says what is wrong with it, if anything."""
+    """``status`` is 0 if no answer came; ``fault`` says what is wrong with the answer, if anything."""
 
     request: Malformed
     status: int
@@ -79,7 +80,7 @@ def malformed_fields(number: int, seed: int) -> list[Malformed]:
 async def send_all(url: str, requests: Sequence[Malformed], concurrency: int) -> list[Answer]:
     """The answers, in the order of the requests."""
     in_flight = asyncio.Semaphore(concurrency)
-    connector = aiohttp.TCPConnector(force_close=True)  # a kept connection may be closed just as it is used again
+    connector = aiohttp.TCPConnector(force_close=True)  # a kept connection may close just as it is used again
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
 
@@ -141,7 +142,7 @@ def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str
 
 
 async def _check(args: argparse.Namespace, url: str) -> tuple[dict[str, Any], list[str]]:
-    """Against a running server."""
+    """Run the check against a running server."""
     processes = ServerProcesses.of(url)
     requests = [*malformed_pictures(args.pictures, args.seed), *malformed_fields(args.fields, args.seed)]
     random.Random(args.seed).shuffle(requests)
@@ -153,7 +154,7 @@ async def _check(args: argparse.Namespace, url: str) -> tuple[dict[str, Any], li
     growth = sum(after.values()) - sum(before.values())
     counts, faults = by_kind(answers), different_faults(answers)
     print(render(counts))
-    print(f"memory: {sum(before.values()) >> 20} MiB, {growth / (1 << 20):+.1f} MiB since it was warm", flush=True)
+    print(f"memory: {sum(before.values()) >> 20} MiB, {growth / (1 << 20):+.1f} MiB since the warm-up", flush=True)
     failures = faults + [f"{process} has ended" for process in processes.ended()]
     failures += [f"the server's memory grew by {growth >> 20} MiB"] if growth > MAX_GROWTH else []
     failures += [f"answered {after_answer} afterwards, {healthy} before"] if after_answer != healthy else []
@@ -165,7 +166,7 @@ async def healthy_answer(url: str) -> list[int]:
     """Token ids of an ordinary compressed answer.
 
     Raises:
-        aiohttp.ClientError: if it does not come.
+        aiohttp.ClientError: if there is no such answer.
     """
     body = chat(PICTURE, compression="balanced", max_tokens=8, return_token_ids=True)
     async with aiohttp.ClientSession(url, raise_for_status=True) as session:

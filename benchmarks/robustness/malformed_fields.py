@@ -91,7 +91,7 @@ VALUES: tuple[Callable[[Random], object], ...] = (
 
 
 def reserved_keys(body: dict[str, Any], rng: Random) -> bytes:
-    """The engine's own keys, by every way there is to them."""
+    """The engine's own keys, in every field in which a client could send them."""
     key = rng.choice(["duet_keep", "duet_stage1", "duet_guide", "duet_salient", "duet_trace", "duet_"])
     field = rng.choice(["vllm_xargs", "mm_processor_kwargs"])
     return json.dumps({**body, field: {key: any_value(rng, 1)}}).encode()

@@ -1,4 +1,4 @@
-"""Image parts of a message that are malformed themselves, and those around malformed pictures."""
+"""Malformed image parts of a message, and correct image parts with malformed pictures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def odd_url(rng: Random) -> object:
 
 
 def odd_part(rng: Random) -> dict[str, Any]:
-    """A part that is odd itself, around a picture that is not."""
+    """An odd part around an ordinary picture."""
     url = data_url(picture())
     return rng.choice([
         {"type": "image_url"},

@@ -1,4 +1,4 @@
-"""Picture files as nobody should send them, and some that are only unusual."""
+"""Malformed picture files, and some that are only unusual."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def random_bytes_behind_a_signature(rng: Random) -> Bytes:
 
 
 def bomb(rng: Random) -> Bytes:
-    """Kilobytes that decode to 100 to 2,500 million pixels."""
+    """A file of some kilobytes that decodes to 100 to 2,500 million pixels."""
     return _black_png(rng.choice([10_000, 20_000, 50_000])), "image/png"
 
 
@@ -82,7 +82,7 @@ def _deflated_zeros() -> bytes:
 
 
 def huge_header(rng: Random) -> Bytes:
-    """Dimensions that the few bytes behind them cannot fill."""
+    """A header whose dimensions are far too large for the few bytes after it."""
     width, height = rng.choice([(1 << 31) - 1, 100_000, 30_000]), rng.choice([(1 << 31) - 1, 100_000, 30_000])
     gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2D\1\0;"
     bmp = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 1, 1, 0, 0) + b"\0" * 6

@@ -1,12 +1,12 @@
-"""Many clients for many minutes: ``python -m benchmarks.robustness.soak``.
+"""Many clients use a server for many minutes: ``python -m benchmarks.robustness.soak``.
 
-Pictures, text, all sorts of settings, streams and clients that hang up, each checked against the answer that the
-request got when it was alone: the same token ids, none lost, none crossed. At the end the engine holds nothing, and the
-server's memory has stopped growing.
+The clients send pictures, text and different settings; they ask for whole answers and for streams, and some hang up.
+Each answer must have the same token ids as when the server served this request alone. At the end, the engine must hold
+nothing, and the server's memory must have stopped growing.
 
-Sums in float32 depend in their last bits on what shares a batch, so a token that won by a hair alone may lose in a
-crowd. Requests whose solo answer has such a token (by less than MARGIN) are left out beforehand; of the rest every
-token counts.
+The last bits of float32 sums depend on the other requests in the batch, so they can change the winner of a near tie
+between two tokens. Requests with a near tie (less than MARGIN) in the answer are left out. In all others, every token
+must match.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from benchmarks.robustness.soak_requests import (
 
 NAME = "soak"
 MARGIN = 1e-3  # nats
-MAX_SLOPE = 0.01  # of the memory, over the last half
+MAX_SLOPE = 0.01  # relative growth of memory over the last half
 SAMPLE_S = 1.0
 IDLE = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 TIMEOUT = aiohttp.ClientTimeout(total=180)
@@ -50,7 +50,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=180)
 
 @dataclass(slots=True)
 class Record:
-    """What has happened so far."""
+    """The observations so far."""
 
     asked: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -60,11 +60,11 @@ class Record:
 async def soak(
     url: str, *, clients: int, minutes: float, num_requests: int, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """Against a running server; gives figures and what is wrong."""
+    """Run the soak against a running server. Returns figures and failures."""
     processes, record = ServerProcesses.of(url), Record()
     connector = aiohttp.TCPConnector(
         limit=0, force_close=True
-    )  # a kept connection may be closed just as it is used again
+    )  # the server may close a kept connection just as it is used again
     async with aiohttp.ClientSession(url, connector=connector, timeout=TIMEOUT, raise_for_status=True) as session:
         alone = [await ask_alone(session, body) for body in make_bodies(num_requests, seed)]
         decided = [request for request in alone if request.margin >= MARGIN]
@@ -113,7 +113,7 @@ async def _client(
 async def _ask(
     session: aiohttp.ClientSession, request: SoakRequest, behavior: Behavior, rng: random.Random
 ) -> str | None:
-    """Ask in this behavior; says what is wrong with the answer, or with what came of it."""
+    """Ask with this behavior. Returns what is wrong with the answer, or with the received part of it."""
     if behavior == "whole":
         return _differs(await whole_answer(session, request), request)
     if behavior == "gone before the answer":
@@ -143,9 +143,9 @@ async def _watch_memory(processes: ServerProcesses, record: Record) -> None:
 
 
 async def _idle(session: aiohttp.ClientSession, request: SoakRequest, record: Record) -> dict[str, float]:
-    """The engine's gauges when nobody asks any more; one last request, whose answer counts too, brings them up to date.
+    """The engine's gauges after the last client. One more request, whose answer is checked too, updates them.
 
-    They get 30 seconds: what clients have hung up on is aborted as the server notices.
+    They get 30 seconds to reach 0, because the server must first notice which clients have hung up.
     """
     for _ in range(30):
         fault = _differs(await whole_answer(session, request), request)
@@ -159,12 +159,12 @@ async def _idle(session: aiohttp.ClientSession, request: SoakRequest, record: Re
 
 
 def read_gauges(metrics: str) -> dict[str, float]:
-    """The sum over engines of each in IDLE."""
+    """Each gauge in IDLE, summed over engines."""
     return {name: sum(map(float, re.findall(rf"^{name}{{[^}}]*}} (\S+)$", metrics, re.MULTILINE))) for name in IDLE}
 
 
 def relative_slope(samples: Sequence[tuple[float, int]]) -> float:
-    """By how much a line through the samples rises from the first to the last, as a share of their mean."""
+    """The rise of a line through the samples, from the first to the last, as a share of their mean."""
     times, sizes = np.array(samples, dtype=float).T
     slope, _ = np.polyfit(times - times[0], sizes, 1)
     return float(slope * (times[-1] - times[0]) / sizes.mean())
@@ -177,20 +177,18 @@ def check(args: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[str
     memory, slope = figures["memory_bytes"], figures["slope_of_the_last_half"]
     rows: list[list[object]] = [[behavior, count] for behavior, count in figures["asked"].items()]
     print(table(["asked", ""], [*rows, ["all", sum(figures["asked"].values())]]))
-    print(
-        f"in {figures['seconds']:.0f} s, of {figures['requests']} requests ({figures['left_out']} near ties left out)"
-    )
-    print(f"at the end: {figures['idle']}")
+    print(f"in {figures['seconds']:.0f} s, {figures['requests']} requests ({figures['left_out']} near ties left out)")
+    print(f"gauges at the end: {figures['idle']}")
     print(f"memory: {memory[0] >> 20} to {memory[-1] >> 20} MiB, {slope:+.2%} over the last half", flush=True)
     return figures, failures + ([f"memory grew by {slope:.2%} over the last half"] if slope > MAX_SLOPE else [])
 
 
 def main() -> None:
     parser = check_cli.parser("python -m benchmarks.robustness.soak", NAME, __doc__)
-    parser.add_argument("--clients", type=int, default=64, help="that ask at the same time (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=10, help="(%(default)s)")
-    parser.add_argument("--requests", type=int, default=90, help="different ones (%(default)s)")
-    parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for the server, as one word")
+    parser.add_argument("--clients", type=int, default=64, help="clients at the same time (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="duration (%(default)s)")
+    parser.add_argument("--requests", type=int, default=90, help="different requests (%(default)s)")
+    parser.add_argument("--server-args", type=shlex.split, default=[], help="more server flags, as one quoted string")
     check_cli.run(NAME, parser.parse_args(), check)
 
 

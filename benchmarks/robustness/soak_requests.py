@@ -1,4 +1,4 @@
-"""What a soak asks, over and over: mixed requests whose answers are known, and the ways in which a client may ask."""
+"""The requests of a soak, with known answers, and the ways in which a client may ask."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ BEHAVIORS: dict[Behavior, float] = {
 
 @dataclass(frozen=True, slots=True)
 class SoakRequest:
-    """One of the requests, and what it was answered when the server had nothing else to do."""
+    """A request, and its answer when the server had nothing else to do."""
 
     body: bytes
     token_ids: tuple[int, ...] = ()
-    margin: float = 0.0  # least distance, in nats, between a chosen token and the second best
+    margin: float = 0.0  # smallest distance between the best and the second-best token, in nats
 
 
 def make_bodies(number: int, seed: int) -> list[dict[str, Any]]:
-    """Every third is text only or has two pictures; the pictures are few, so that settings meet in the caches."""
+    """Every third request has no picture or two. Pictures are few, so that different settings share cached pictures."""
     rng = random.Random(seed)
     pictures = [_picture(f"{seed} {index}") for index in range(NUM_PICTURES)]
     bodies = []
@@ -76,7 +76,7 @@ def _picture(seed: str) -> str:
 
 
 async def ask_alone(session: aiohttp.ClientSession, body: dict[str, Any]) -> SoakRequest:
-    """The request with the answer to it, which nothing else in the server may disturb meanwhile."""
+    """Send the request, and return it with its answer. The server must not serve other requests meanwhile."""
     async with session.post(PATH, json={**body, "logprobs": True, "top_logprobs": 2}) as response:
         (choice,) = (await response.json())["choices"]
     margins = [
@@ -92,7 +92,7 @@ async def whole_answer(session: aiohttp.ClientSession, request: SoakRequest) -> 
 
 
 async def streamed_answer(session: aiohttp.ClientSession, request: SoakRequest) -> AsyncIterator[list[int]]:
-    """Token ids as they come, once for each event that has some.
+    """Token ids as they arrive, one list per event.
 
     Raises:
         ValueError: if the stream reports an error, or ends without its last event.

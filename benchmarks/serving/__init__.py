@@ -1,1 +1,1 @@
-"""duet-server against stock vLLM under load: ``python -m benchmarks.serving``."""
+"""Compares duet-server with stock vLLM under load: ``python -m benchmarks.serving``."""

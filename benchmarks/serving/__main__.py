@@ -1,7 +1,7 @@
-"""duet-server against stock vLLM on one machine: ``python -m benchmarks.serving``, on a GPU with ``--gpu``.
+"""Compares duet-server with stock vLLM on one machine: ``python -m benchmarks.serving``, on a GPU with ``--gpu``.
 
-Starts the two in turn, stock first and last, never both at once; drives them with the same load through the library
-behind ``vllm bench serve``; prints tables and keeps everything that was measured in ``benchmarks/results``.
+The two servers run in turn, never at the same time; stock vLLM runs first and last. Both get the same load from the
+library behind ``vllm bench serve``. Prints tables, and stores all measurements in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NUM_TEXT = 64
 
 @dataclass(slots=True)
 class Visit:
-    """What was measured while one server ran."""
+    """The measurements during one run of a server."""
 
     pool: Pool
     passes: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)  # by concurrency and load
@@ -45,7 +45,7 @@ class Visit:
 
 
 class Benchmark:
-    """One run: what it is to measure, and what it has measured so far."""
+    """One run of the benchmark: its settings, and its measurements so far."""
 
     def __init__(self, args: argparse.Namespace, directory: Path) -> None:
         self.args = args
@@ -66,13 +66,13 @@ class Benchmark:
         return int(self.args.kv_gib * (1 << 30))
 
     def prewarm(self) -> None:
-        """Start each server once, so that what it compiles lies ready for the next run with this model's folder."""
+        """Start each server once, so that the next run with this model folder finds the compiled code."""
         for kind in get_args(ServerKind):
             with self._server(kind, self.ample_kv_bytes):
                 pass
 
     def run(self) -> None:
-        """Visit both servers in turn, one visit more to stock vLLM; then what else was asked for."""
+        """Visit both servers in turn, with one more visit to stock vLLM; then run the optional measurements."""
         for kind in ("stock", *("duet", "stock") * self.args.rounds):
             if not self._has_time(kind):
                 say(f"no time is left for another visit to {kind}")
@@ -98,7 +98,7 @@ class Benchmark:
         )
 
     def loads(self, kind: ServerKind) -> list[Load]:
-        """What a visit measures: every mode on duet-server; pictures, and each mode's text prompts, on stock vLLM."""
+        """The loads of a visit: every mode on duet-server; pictures, and each mode's text prompts, on stock vLLM."""
         modes, num_output = self.args.modes, self.profile.num_output
         if kind == "duet":
             return [Load(mode, NUM_TEXT, num_output, compression=mode) for mode in modes]
@@ -127,7 +127,7 @@ class Benchmark:
         }
 
     def _mode(self, mode: str) -> dict[str, Any]:
-        """What does not depend on concurrency."""
+        """The values of a mode that do not depend on concurrency."""
         cost, off = self.cost(mode), self.cost("off")
         entry: dict[str, Any] = {
             "visual_tokens_layer_average": cost.layer_average,
@@ -154,13 +154,13 @@ class Benchmark:
         return {mode: entry for mode, entry in compared.items() if entry is not None}
 
     def _has_time(self, kind: ServerKind) -> bool:
-        """Whether a visit as long as the last one of its kind would end within the limit."""
+        """Whether a visit as long as the longest one of its kind would end within the limit."""
         longest = max((visit.seconds for visit in self.visits[kind]), default=0.0)
         limit = self.args.time_limit
         return limit is None or time.monotonic() - self.started + longest <= limit
 
     def _visit(self, kind: ServerKind) -> None:
-        """Start a server and measure every load, most requests in flight first: that warms all of it up."""
+        """Start a server and measure every load. The highest concurrency comes first: it warms up everything."""
         start, number = time.monotonic(), len(self.visits[kind])
         with self._server(kind, self.ample_kv_bytes) as server:
             visit = Visit(server.block_pool())
@@ -183,7 +183,7 @@ class Benchmark:
         return result
 
     def _observe_capacity(self) -> None:
-        """By mode: requests that fit into the same scarce KV memory, and the most seen answering at once."""
+        """Per mode: how many requests fit into the same scarce KV memory, and how many were seen answering at once."""
         off = self.cost("off")
         with self._server("stock", self.profile.scarce_kv_bytes) as server:
             stock = server.block_pool()
@@ -210,7 +210,7 @@ class Benchmark:
         return most
 
     def _time_stages(self) -> None:
-        """Both stages' own time, in a process of its own, whose engine compiles as the servers do."""
+        """Measure both stages' own time in a separate process, whose engine compiles if the servers do."""
         say("timing the stages")
         modes = [mode for mode in self.args.modes if mode != "off"]
         command = [sys.executable, "-m", "benchmarks.stages", "--model", self.args.model]
@@ -231,42 +231,42 @@ def say(text: str) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, with the defaults that ``--gpu`` and ``--quick`` make of it."""
+    """Parse the command line. ``--gpu`` and ``--quick`` change the defaults."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__, allow_abbrev=False)
     optional = argparse.BooleanOptionalAction
     parser.add_argument(
-        "--gpu", action="store_true", help="LLaVA-1.5-7B on a CUDA GPU; `--gpu --help` has its defaults"
+        "--gpu", action="store_true", help="LLaVA-1.5-7B on a CUDA GPU; `--gpu --help` shows its defaults"
     )
     parser.add_argument("--model", choices=MODELS, help="(%(default)s)")
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help=MODEL_DIR_HELP)
     parser.add_argument(
-        "--prewarm", action="store_true", help="only start each server once, for the runs after this one"
+        "--prewarm", action="store_true", help="only start each server once, so that later runs start faster"
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--concurrency", type=int, nargs="+", help="requests in flight (%(default)s)")
-    parser.add_argument("--waves", type=int, help="requests of a pass, by those in flight (%(default)s)")
-    parser.add_argument("--min-prompts", type=int, help="requests of a pass at least (%(default)s)")
+    parser.add_argument("--waves", type=int, help="requests of a pass, per request in flight (%(default)s)")
+    parser.add_argument("--min-prompts", type=int, help="fewest requests of a pass (%(default)s)")
     parser.add_argument("--rounds", type=int, help="visits to duet-server (%(default)s)")
     parser.add_argument(
-        "--time-limit", type=float, metavar="S", help="start no visit that would end later (%(default)s)"
+        "--time-limit", type=float, metavar="S", help="start no visit that would end after S seconds (%(default)s)"
     )
-    parser.add_argument("--block-size", type=int, help="of both KV caches, in tokens (%(default)s)")
+    parser.add_argument("--block-size", type=int, help="tokens per block of both KV caches (%(default)s)")
     parser.add_argument("--kv-gib", type=float, metavar="G", help="size of both KV caches, in GiB (%(default)s)")
     parser.add_argument("--compile", action=optional, help="let both servers compile and use CUDA graphs (%(default)s)")
-    parser.add_argument("--api-servers", type=int, metavar="N", help="processes that take requests (%(default)s)")
-    parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for both, as one word")
-    parser.add_argument("--capacity", action=optional, help="observe concurrency in scarce memory (%(default)s)")
+    parser.add_argument("--api-servers", type=int, metavar="N", help="API server processes (%(default)s)")
+    parser.add_argument("--server-args", type=shlex.split, default=[], help="more flags for both, as one quoted string")
+    parser.add_argument("--capacity", action=optional, help="observe concurrency in scarce KV memory (%(default)s)")
     parser.add_argument("--stages", action=optional, help="measure the stages' own time (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one round of a few requests, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one round of a few requests, to check that it runs")
     parser.add_argument("--output", type=Path, help=f"JSON file ({RESULTS.name}/serving-<time>.json of this checkout)")
-    parser.add_argument("--log", type=Path, help="keep what the servers print in this file")
+    parser.add_argument("--log", type=Path, help="file for the servers' output")
     profile = GPU if "--gpu" in argv else CPU
     parser.set_defaults(profile=profile, **profile.defaults)
     if "--quick" in argv:
         parser.set_defaults(concurrency=[4], rounds=1, waves=1, min_prompts=4)
     args = parser.parse_args(argv)
     if args.prewarm and args.model_dir is None:
-        parser.error("--prewarm is of use to a later run with the same --model-dir: name one")
+        parser.error("--prewarm needs --model-dir: it only helps later runs with the same folder")
     if args.output is None:
         args.output = default_output("serving-gpu" if args.gpu else "serving")
     return args
@@ -280,7 +280,7 @@ def has_cuda() -> bool:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped as well
     args = parse_args(sys.argv[1:])
     if args.gpu and not has_cuda():
         print("Nothing was measured: there is no CUDA GPU, or vLLM was not built for one.")

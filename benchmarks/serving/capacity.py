@@ -1,4 +1,4 @@
-"""How many requests fit into the same KV memory, by the blocks of running engines."""
+"""How many requests fit into the same KV memory, computed from the blocks of running engines."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from benchmarks.serving.limits import BlockPool, RequestCost
 
-Pool = tuple[int, int]  # number of blocks, tokens of a block
+Pool = tuple[int, int]  # number of blocks, tokens per block
 
 
 @dataclass(frozen=True, slots=True)
 class EqualMemory:
-    """Stock vLLM's pool of blocks and duet-server's of the same size: more blocks, each for fewer layers."""
+    """The block pools of both servers in equal memory. duet-server has more blocks, each for fewer layers."""
 
     stock: Pool
     duet: Pool
 
     def fits(self, cost: RequestCost, off: RequestCost) -> dict[str, int]:
-        """Requests at the same time: uncompressed on stock vLLM, compressed, and as text of the average length."""
+        """Requests that fit: uncompressed on stock vLLM, compressed on duet-server, text of equal cost on stock."""
         num_layers = cost.shape.decoder.num_layers
         stock = BlockPool(*self.stock, num_layers)
         duet = BlockPool(*self.duet, round(num_layers * self.stock[0] / self.duet[0]))

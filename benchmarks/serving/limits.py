@@ -1,4 +1,4 @@
-"""What a compressed request could gain at best: fewer FLOPs, fewer KV-cache blocks."""
+"""Upper limits of the gain of a compressed request: fewer FLOPs, fewer KV-cache blocks."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class RequestCost:
 
     @property
     def request_flops(self) -> float:
-        """The prefill and the decoding: with causal attention, a token costs the same in either."""
-        decoded = self.num_output - 1  # the prefill gives the first one
+        """FLOPs of prefill and decoding. With causal attention, a token costs the same in both."""
+        decoded = self.num_output - 1  # the prefill gives the first token
         entering = self.settings.num_entering(self.shape.vision.num_patches)
         grown = [tokens + decoded for tokens in self.segment_tokens]
         head = 2 * decoded * self.shape.decoder.hidden_size * self.shape.decoder.vocab_size
         return prefill_flops(self.shape, grown, 1, entering) + head
 
     def text_prompt_tokens(self) -> int:
-        """Length of a prompt without pictures that costs the decoder about as much."""
+        """Length of a prompt without pictures that costs the decoder about the same."""
         return round(self.layer_average) + self.num_text
 
 
@@ -55,7 +55,7 @@ class BlockPool:
     layers_per_block: int
 
     def num_requests(self, segment_tokens: tuple[int, ...], segment_layers: tuple[int, ...], num_output: int) -> int:
-        """Requests of these lengths that fit at the same time, each at its longest."""
+        """The number of requests of these lengths that fit at the same time, each at its full length."""
         held = [tokens + num_output - 1 for tokens in segment_tokens]  # the last token is never stored
         blocks = sum(
             -(-tokens // self.block_size) * -(-layers // self.layers_per_block)

@@ -30,7 +30,7 @@ QUESTION = "what is the colour of that car and which animal sits next to it "
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One kind of request: with a picture or as text only, ``num_text`` text tokens long, chat template included."""
+    """One kind of request: with a picture, or text only. ``num_text`` counts text tokens, chat template included."""
 
     name: str
     num_text: int
@@ -41,7 +41,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Sends loads; ``checkpoint`` has the tokenizer by which prompts are measured."""
+    """Sends loads; ``checkpoint`` has the tokenizer that counts the tokens of prompts."""
 
     checkpoint: Path
 
@@ -56,10 +56,10 @@ class Client:
         return _summary(asyncio.run(self._send(server, load, num_prompts, concurrency, seed)))
 
     def most_answering(self, server: Server, load: Load, num_prompts: int, seed: int | str) -> int:
-        """Send everything at once: the most requests that were between their first and last token at the same time.
+        """Send everything at once. Returns the most requests that were between first and last token at the same time.
 
-        The server's own gauge of running requests would not tell: it counts those that hold only the text before a
-        picture.
+        The server's own gauge of running requests is not enough: it also counts requests that hold only the text
+        before a picture.
         """
         result = asyncio.run(self._send(server, load, num_prompts, num_prompts, seed))
         _summary(result)
@@ -70,7 +70,7 @@ class Client:
         self, server: Server, load: Load, num_prompts: int, concurrency: int, seed: int | str
     ) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
-        requests = make_requests(load, tokenizer, num_prompts, seed)  # all of them before the clock starts
+        requests = make_requests(load, tokenizer, num_prompts, seed)  # make all before the clock starts
         body: dict[str, Any] = {"temperature": 0}
         if load.compression is not None:
             body["compression"] = load.compression
@@ -99,7 +99,7 @@ class Client:
                 lora_modules=None,
                 extra_headers=None,
                 extra_body=body,
-                ready_check_timeout_sec=0,  # its trial run would put the first picture into the caches
+                ready_check_timeout_sec=0,  # a trial run would put the first picture into the caches
             )
         client, seconds = time.process_time() - client_start, time.perf_counter() - start
         return {**result, **_busy_cores(client, server_start, cpu_seconds(), seconds)}
@@ -108,7 +108,7 @@ class Client:
 def _busy_cores(
     client: float, before: Mapping[str, float], after: Mapping[str, float], seconds: float
 ) -> dict[str, float]:
-    """Of the client, of the busiest API server and of the engine; what stays near 1 may hold up the rest."""
+    """Busy cores of the client, of the busiest API server and of the engine. One near 1 may be the bottleneck."""
     cores = {process: (spent - before.get(process, 0.0)) / seconds for process, spent in after.items()}
     engine = {process: busy for process, busy in cores.items() if "EngineCore" in process or "Worker" in process}
     return {
@@ -125,7 +125,7 @@ def make_requests(load: Load, tokenizer: Any, num_prompts: int, seed: int | str)
     assert num_template < load.num_text, f"{num_template=} {load=}"
     requests = []
     for index in range(num_prompts):
-        text = _text(rng, load.num_text - num_template)  # one token a character
+        text = _text(rng, load.num_text - num_template)  # one token per character
         picture = _picture_url(rng.getrandbits(32)) if load.has_picture else None
         requests.append(
             SampleRequest(
@@ -150,12 +150,12 @@ def _num_tokens(tokenizer: Any, messages: list[dict[str, Any]]) -> int:
 
 
 def _text(rng: random.Random, length: int) -> str:
-    """A question over and over, from a random letter on, cut to ``length`` characters."""
+    """A repeated question that starts at a random letter, cut to ``length`` characters."""
     start = rng.randrange(len(QUESTION))
     return (QUESTION * (length // len(QUESTION) + 2))[start : start + length]
 
 
-@functools.cache  # every mode is sent the same ones
+@functools.cache  # every mode gets the same pictures
 def _picture_url(seed: int) -> str:
     """A JPEG of soft random shapes, 336 x 336, as a data URL."""
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -165,7 +165,7 @@ def _picture_url(seed: int) -> str:
 
 
 def most_overlapping(spans: Iterable[tuple[float, float]]) -> int:
-    """Of time spans ``[start, end)`` the most that share an instant."""
+    """The most time spans ``[start, end)`` that overlap at one instant."""
     edges = sorted(edge for start, end in spans for edge in ((start, 1), (end, -1)))  # at a tie, ends come first
     return max(accumulate(step for _, step in edges), default=0)
 

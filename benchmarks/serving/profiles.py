@@ -1,4 +1,4 @@
-"""What is measured on a CPU, and what on a GPU: the same load at other sizes."""
+"""The load's sizes on a CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Sizes that suit a kind of device; ``defaults`` are those of the command line."""
+    """Sizes for one kind of device; ``defaults`` are the defaults of the command line."""
 
     name: str
     num_output: int
     max_num_batched_tokens: int
-    scarce_kv_bytes: int  # while concurrency is observed, all requests wait for memory
+    scarce_kv_bytes: int  # so small that requests wait for memory while concurrency is observed
     defaults: Mapping[str, Any]
 
 
@@ -30,14 +30,14 @@ CPU = Profile(
         "min_prompts": 4,
         "rounds": 2,
         "block_size": 32,
-        "kv_gib": 2,  # no request waits for memory while time is measured
+        "kv_gib": 2,  # so large that no request waits for memory while time is measured
         "compile": False,
         "api_servers": 1,
         "capacity": True,
         "stages": True,
     },
 )
-# For a GPU of 80 GB or more, and a processor with cores to spare for the API servers.
+# For a GPU of 80 GB or more, and a CPU with enough cores for the API servers.
 GPU = Profile(
     name="gpu",
     num_output=16,
@@ -50,7 +50,7 @@ GPU = Profile(
         "min_prompts": 32,
         "rounds": 1,
         "block_size": 16,
-        "kv_gib": 48,  # 320 MiB an uncompressed request, of which 128 are in flight
+        "kv_gib": 48,  # 128 uncompressed requests in flight, 320 MiB each
         "compile": True,
         "api_servers": 8,
         "capacity": False,

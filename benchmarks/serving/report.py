@@ -1,4 +1,4 @@
-"""From passes to ratios, and the tables that show them."""
+"""Computes ratios from passes, and renders them as tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMED = (
 )
 BUSY = ("client_cores", "api_cores", "engine_cores")
 Pass = Mapping[str, float]  # a metric's name and value
-Passes = Mapping[str, Pass]  # of one visit to a running server at one concurrency: by the load's name
+Passes = Mapping[str, Pass]  # passes of one visit to a server at one concurrency, by the load's name
 
 
 def gain(value: float, reference: float, more_is_better: bool) -> float:
@@ -25,16 +25,16 @@ def gain(value: float, reference: float, more_is_better: bool) -> float:
 
 
 def compare(duet: Sequence[Passes], stock: Sequence[Passes], mode: str, flop_limit: float) -> dict[str, Any] | None:
-    """A mode against stock vLLM, metric by metric; None where nothing can be compared yet.
+    """Compare a mode with stock vLLM, metric by metric; None if there is nothing to compare yet.
 
-    Each visit to duet-server is compared with the mean of those to stock vLLM before and after it, so that a machine
-    that slows down or speeds up favours neither; what is reported is the median over visits.
+    Each visit to duet-server is compared with the mean of the visits to stock vLLM before and after it, so that a
+    machine that slows down or speeds up favours neither. The result is the median over visits.
 
     Args:
         duet: visits to duet-server.
-        stock: visits to stock vLLM, one more unless the run was cut short.
+        stock: visits to stock vLLM, one more unless the run ended early.
         mode: the preset.
-        flop_limit: how many times fewer FLOPs a request takes under it.
+        flop_limit: FLOPs of an uncompressed request divided by the FLOPs of a request in this mode.
     """
     pairs = [(visit[mode], stock[idx : idx + 2]) for idx, visit in enumerate(duet) if mode in visit]
     if not pairs:
@@ -71,34 +71,35 @@ def _busy(pairs: Sequence[tuple[Pass, Sequence[Passes]]], name: str) -> dict[str
 
 
 def _mean(visits: Sequence[Passes], load: str, metric: str) -> float:
-    """Over the visits that measured this load."""
+    """The mean over the visits that measured this load."""
     return statistics.mean(visit[load][metric] for visit in visits if load in visit)
 
 
 def text_load_name(mode: str) -> str:
-    """The load of text prompts that sets a mode's measured limit; uncompressed, the pictures themselves do."""
+    """The load of text prompts that is a mode's measured limit; for ``off``, this is the load of pictures."""
     return "pictures" if mode == "off" else f"text-{mode}"
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The result as text: a table for each concurrency, then what does not depend on it."""
+    """The result as text: a table for each concurrency, then one for the values that do not depend on it."""
     tables = [_load_table(concurrency, modes) for concurrency, modes in result["load"].items() if modes]
     return "\n\n".join([_LEGEND, *tables, _mode_table(result["modes"])])
 
 
 _LEGEND = """\
-stock is vLLM with the same pictures. The other rows say how many times better than it each mode is (requests/s: itself,
-then the gain, then its least and most over the visits), and how much of the limits the gain in requests/s reaches:
-  of FLOPs    the ratio of FLOPs, decoding included
-  of text     stock vLLM on text prompts as long as the layer average and the text
-  cores busy  of the client, of the busiest API server and of the engine: near 1, it may be what the rest waits for
-In the last table are the requests that fit into the same KV memory, by blocks, the most that were seen answering at
-once, and both stages' own time and all of a prefill's by that of an uncompressed one, compiled as the servers are."""
+stock is vLLM with the same pictures. The other rows show how many times better each mode is than stock. For requests/s,
+they show the value, the gain, and the gain's minimum and maximum over the visits. The last columns:
+  of FLOPs    the gain in requests/s divided by its limit, the ratio of FLOPs (decoding included)
+  of text     requests/s divided by stock vLLM's on text prompts as long as the layer average plus the text
+  cores busy  of the client, of the busiest API server and of the engine; one near 1 may be the bottleneck
+The last table shows how many requests fit into the same KV memory (computed from blocks), how many were seen answering
+at once, and the time of each stage and of the whole prefill as a share of an uncompressed prefill. The engine for these
+times is compiled if the servers are."""
 
 
 def _load_table(concurrency: int | str, modes: Mapping[str, Any]) -> str:
     headings = ["requests/s", "", *(heading for _, heading, *_ in TIMED[1:]), "of FLOPs", "of text", "cores busy"]
-    some = next(iter(modes.values()))  # they share what stock vLLM did
+    some = next(iter(modes.values()))  # they share stock vLLM's values
     throughput, *latencies = (f"{_number(some[name]['stock'])}{unit}" for name, _, unit, _ in TIMED)
     rows = [
         _load_row(f"{concurrency} in flight", headings),

@@ -1,6 +1,6 @@
-"""``python -m benchmarks.serving.stock_server MODEL``: what ``vllm serve`` does.
+"""``python -m benchmarks.serving.stock_server MODEL`` does the same as ``vllm serve MODEL``.
 
-Some builds of vLLM install a ``vllm`` command that does not start.
+It is needed because some builds of vLLM install a ``vllm`` command that does not start.
 """
 
 from __future__ import annotations

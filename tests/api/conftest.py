@@ -17,7 +17,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(checkpoint) -> StandInServer:
-    """A random model (576 patches, 8 layers, boundaries 4 and 6) over a stand-in engine."""
+    """A random model (576 patches, 8 layers, boundaries 4 and 6) with a stand-in engine."""
     return asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", "--max-num-batched-tokens", "2048"))
 
 

@@ -1,4 +1,4 @@
-"""vLLM's whole API server, its renderer and its image processor, over an engine that only pretends to generate."""
+"""vLLM's whole API server, its renderer and its image processor, with an engine that only pretends to generate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TASKS = ("generate",)
 
 @dataclass
 class Call:
-    """What reached the engine, and the plan that the engine would make of it."""
+    """A request that reached the engine, and the plan that the engine would make from it."""
 
     prompt: EngineInput
     params: SamplingParams
@@ -69,7 +69,7 @@ class StandInEngine:
         return TASKS
 
     async def do_log_stats(self) -> None:
-        """There are none."""
+        """This engine has no statistics."""
 
     async def generate(
         self, prompt: EngineInput, params: SamplingParams, request_id: str, **kwargs: Any
@@ -91,7 +91,7 @@ class StandInEngine:
 
 @dataclass
 class StandInServer:
-    """An app whose lifespan nobody has entered; its state is complete."""
+    """An app whose state is complete, but whose lifespan has not begun."""
 
     app: FastAPI
     engine: StandInEngine
@@ -103,7 +103,7 @@ class StandInServer:
 
 
 async def stand_in_server(model: str | Path, *flags: str) -> StandInServer:
-    """``duet-server serve MODEL FLAGS`` up to the engine."""
+    """``duet-server serve MODEL FLAGS`` without the engine."""
     with patch.dict(os.environ, {"VLLM_PLUGINS": "duet"}):
         args = parse_serve_args(["serve", str(model), "--dtype", "float32", *flags])
         args.model = args.model_tag

@@ -22,7 +22,7 @@ def scrape(client):
 
 @pytest.fixture
 def counted(client):
-    """What the scrape has gained since the start of the test."""
+    """How much the scraped counters have grown since the start of the test."""
     before = scrape(client)
 
     def gained():
@@ -83,13 +83,13 @@ def test_refusals_count_by_reason_and_nothing_else(chat, counted, fields, reason
     assert counted() == {("duet_rejected_requests_total", reason): 1}
 
 
-def test_a_plan_is_no_request(chat, counted):
+def test_a_plan_does_not_count_as_a_request(chat, counted):
     assert chat(path="/v1/compression/plan", compression="light").status_code == 200
     assert counted() == {}
 
 
 def test_any_process_shows_what_all_have_counted(tmp_path):
-    """Several API processes share a directory, as vLLM's own metrics do."""
+    """Several API processes share a directory for their metrics, as vLLM's own metrics do."""
     count = "from duet_server.api.metrics import CompressionMetrics as M; M('m').count_request('light')"
     scrape = (
         "from vllm.v1.metrics.prometheus import get_prometheus_registry as r; "

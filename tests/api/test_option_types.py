@@ -26,11 +26,11 @@ from duet_server.api import option_types
         ("formats", "off", None),
     ],
 )
-def test_values(parse, text, value):
+def test_values_are_parsed(parse, text, value):
     assert getattr(option_types, f"parse_{parse}")(text) == value
 
 
-def test_networks():
+def test_networks_are_parsed():
     parsed = option_types.parse_networks("10.0.0.0/8, fd00::/8,127.0.0.2")
     assert [str(network) for network in parsed] == ["10.0.0.0/8", "fd00::/8", "127.0.0.2/32"]
 
@@ -49,6 +49,6 @@ def test_networks():
         ("networks", "internal.test"),
     ],
 )
-def test_what_is_none_of_them_is_named(parse, text):
+def test_an_invalid_value_is_named(parse, text):
     with pytest.raises(ArgumentTypeError, match=repr(text).strip("'")):
         getattr(option_types, f"parse_{parse}")(text)

@@ -11,7 +11,7 @@ from duet_server.api.options import ServerOptions, parse_boundaries, parse_defau
 from duet_server.cli import parse_serve_args
 
 NETWORKS = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-# Every option, as it is written on the command line and in the environment, as in a YAML file, and what it means.
+# Every option: its text on the command line and in the environment, its text in a YAML file, and its value.
 EXAMPLES = {
     "default": ('{"reduction": 0.5}', "{reduction: 0.5}", {"reduction": 0.5}),
     "max_reduction": ("0.6", "0.6", 0.6),
@@ -36,7 +36,7 @@ NAMES = [own.name for own in fields(ServerOptions)]
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
-    """No variables of DUET's, and this process's logging left as it is."""
+    """Without DUET's variables, and without changes to this process's logging."""
     for name in NAMES:
         monkeypatch.delenv(f"DUET_{name.upper()}", raising=False)
     monkeypatch.setattr("duet_server.logs.set_up_logging", lambda args: None)
@@ -105,6 +105,6 @@ def test_max_reduction_is_a_share(text):
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
-def test_seconds_are_more_than_none(text):
+def test_seconds_must_be_positive(text):
     with pytest.raises(ArgumentTypeError, match="seconds above 0"):
         parse_seconds(text)

@@ -1,4 +1,4 @@
-"""A web of two servers on loopback that stand for all addresses, and what connects to them instead of leaving."""
+"""Two loopback servers that stand for all addresses, and patches that connect to them instead of the internet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def picture_bytes(size: tuple[int, int] = (64, 48), picture_format: str = "PNG",
 
 @dataclass
 class LocalServer:
-    """Answers GET by ``answer``, by default with a picture, and notes what was asked."""
+    """Answers GET with ``answer``, by default a picture, and records the requests."""
 
     host: str = "127.0.0.1"
     answer: Callable[[str], Answer] = lambda path: (200, {}, picture_bytes())
@@ -45,11 +45,11 @@ def serving(server: LocalServer) -> Iterator[LocalServer]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            with contextlib.suppress(OSError):  # who has read enough hangs up
+            with contextlib.suppress(OSError):  # a client that has read enough hangs up
                 self.wfile.write(body)
 
         def log_message(self, *args: Any) -> None:
-            """Nothing to see."""
+            """Log nothing."""
 
     listener = ThreadingHTTPServer((server.host, 0), Handler)
     server.port = listener.server_port
@@ -65,9 +65,9 @@ def serving(server: LocalServer) -> Iterator[LocalServer]:
 
 @dataclass
 class Web:
-    """``public`` answers for PUBLIC, ``canary`` for every other address; ``names`` is all that DNS knows.
+    """``public`` answers for PUBLIC, ``canary`` for every other address; ``names`` has all names that DNS knows.
 
-    Of a name's answers each is given once, in turn; the last one stays.
+    Each answer for a name is given once, in turn; the last one is repeated.
     """
 
     public: LocalServer
@@ -82,7 +82,7 @@ class Web:
             if name not in self.names:
                 if not name or not (name[0].isdigit() or ":" in name):
                     raise socket.gaierror(socket.EAI_NONAME, "no such name")
-                return resolve(host, port, *args, **kwargs)  # a number, in whatever notation: no DNS takes part
+                return resolve(host, port, *args, **kwargs)  # a number in any notation needs no DNS
             answers = self.names[name]
             addresses = answers.pop(0) if len(answers) > 1 else answers[0]
             return [info for address in addresses for info in resolve(address, port, *args, **kwargs)]

@@ -7,14 +7,14 @@ from benchmarks import environment
 
 @pytest.fixture
 def git(monkeypatch):
-    """What git answers, by its first word; a word that is not there gets no answer."""
+    """Git's answers by its subcommand; other subcommands fail."""
     answers: dict[str, str] = {}
     monkeypatch.setattr(environment, "_answer", lambda program, word, *_: answers.get(word))
     return answers
 
 
 @pytest.mark.parametrize(("status", "uncommitted"), [("", False), (" M README.md", True)])
-def test_git_knows_the_commit_best(git, monkeypatch, status, uncommitted):
+def test_the_commit_from_git_takes_precedence(git, monkeypatch, status, uncommitted):
     git.update({"rev-parse": "4eb4535", "status": status})
     monkeypatch.setenv("DUET_COMMIT", "another one")
     found = environment.environment()
@@ -22,7 +22,7 @@ def test_git_knows_the_commit_best(git, monkeypatch, status, uncommitted):
 
 
 @pytest.mark.parametrize("named", ["4eb4535", None])
-def test_a_copy_without_git_says_what_it_was_told(git, monkeypatch, named):
+def test_a_copy_without_git_reports_the_commit_variable(git, monkeypatch, named):
     monkeypatch.delenv("DUET_COMMIT", raising=False)
     if named:
         monkeypatch.setenv("DUET_COMMIT", named)

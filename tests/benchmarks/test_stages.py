@@ -13,7 +13,7 @@ from benchmarks.stages import STAGE_FUNCTIONS, Clocks
 
 @pytest.fixture
 def clocks(monkeypatch):
-    """Clocks that read one more second every time."""
+    """Clocks whose time grows by one second at every reading."""
     ticks = iter(range(100))
     monkeypatch.setattr(Clocks, "_now", lambda self: float(next(ticks)))
     return Clocks(on_gpu=False)
@@ -49,7 +49,7 @@ def test_on_a_gpu_events_are_read_when_the_stream_has_passed_them(monkeypatch):
     assert clocks.take() == {"stage1": 0.5}
 
 
-def test_what_runs_inside_its_own_name_counts_once(clocks):
+def test_nested_functions_of_one_name_count_once(clocks):
     owner = SimpleNamespace(inner=lambda: None, outer=lambda: owner.inner(), other=lambda: owner.outer())
     clocks.wrap("stage2", owner, "inner")
     clocks.wrap("stage2", owner, "outer")
@@ -75,7 +75,7 @@ def test_the_engine_has_the_functions_that_are_timed(stage, owner, function):
 
 
 @pytest.mark.parametrize(("words", "compiled"), [([], False), (["--compile"], True)])
-def test_the_shares_come_with_how_the_engine_ran(tmp_path, monkeypatch, capsys, words, compiled):
+def test_the_output_says_whether_the_engine_was_compiled(tmp_path, monkeypatch, capsys, words, compiled):
     def start_engine(model, checkpoint, *, compiled):
         assert (model, checkpoint) == (stages.MODELS["small"], tmp_path / "model")
         return f"engine, {compiled=}"

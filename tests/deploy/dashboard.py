@@ -1,4 +1,4 @@
-"""The dashboard as its tests see it: panels, and the series that their queries name."""
+"""The dashboard's panels, and the series in their queries, for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_NAMES = (
     r"\[[^]]*\]",  # ranges
     r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)",  # lists of labels
 )
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\b(?!\s*\()")  # what no parenthesis follows is no function
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\b(?!\s*\()")  # a name before a parenthesis is a function
 _WORDS = {"and", "or", "unless", "offset", "bool", "inf", "nan", "by", "without"}
 
 
@@ -26,7 +26,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Those that show something, rows left out."""
+    """All panels that show something, that is, all except rows."""
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
@@ -39,7 +39,7 @@ def substituted(expression: str, variables: Mapping[str, str]) -> str:
     """The expression with its ``$variables`` filled in.
 
     Raises:
-        KeyError: for a variable that has no value.
+        KeyError: if a variable has no value.
     """
     return re.sub(r"\$(\w+)", lambda match: variables[match[1]], expression)
 

@@ -23,7 +23,7 @@ scrape_configs:
 
 
 def program(name: str) -> str:
-    """Its path; the test is skipped where it is not installed, except in CI, which installs it."""
+    """The program's path. If it is not installed, the test is skipped, except in CI, which installs it."""
     path = shutil.which(name)
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed: make test-tools")
@@ -41,7 +41,7 @@ def running_prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
     try:
-        transport = httpx.HTTPTransport(retries=5)  # until it listens
+        transport = httpx.HTTPTransport(retries=5)  # waits until it listens
         with httpx.Client(base_url=f"http://{address}/api/v1", timeout=10, transport=transport) as client:
             _wait_until_ready(client)
             yield client
@@ -51,7 +51,7 @@ def running_prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
 
 
 def _wait_until_ready(client: httpx.Client) -> None:
-    """Prometheus listens, and answers 503, before it has read its storage."""
+    """Wait, because Prometheus listens and answers 503 before it has read its storage."""
     deadline = time.monotonic() + 60
     while not (answer := client.get(client.base_url.join("/-/ready"))).is_success:
         assert time.monotonic() < deadline, answer.text

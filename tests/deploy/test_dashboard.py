@@ -1,4 +1,4 @@
-"""The dashboard's structure; tests/serving/shared/test_dashboard.py asks a live server for what it shows."""
+"""The dashboard's structure; tests/serving/shared/test_dashboard.py tests it on a running server."""
 
 from __future__ import annotations
 

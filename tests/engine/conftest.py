@@ -1,4 +1,4 @@
-"""The engine's tests run as they are, and once more under another model runner: see test_other_runner.py."""
+"""The engine's tests run directly, and again with another model runner: see test_other_runner.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from duet_kernels import implementation
 
 @pytest.fixture(scope="session", autouse=True)
 def kernels() -> Iterator[None]:
-    """The implementation that DUET_TEST_KERNELS names, whatever the device."""
+    """The kernels' implementation that DUET_TEST_KERNELS names, on any device."""
     name = os.environ.get("DUET_TEST_KERNELS")
     if name is None:
         yield

@@ -1,4 +1,4 @@
-"""A vLLM engine inside the test process, whose scheduler, block tables and model the tests can look at."""
+"""A vLLM engine in the test process, so that tests can inspect its scheduler, block tables and model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ask:
 
 
 class InProcessEngine:
-    """Greedy, ignoring the end of the sequence; requests get the ids "0", "1", ... ."""
+    """Decodes greedily and ignores EOS. Requests get the ids "0", "1", ... ."""
 
     def __init__(self, checkpoint: os.PathLike[str], **engine_args: Any) -> None:
         from vllm import LLM
@@ -93,14 +93,14 @@ class InProcessEngine:
         return request_id
 
     def run(self) -> dict[str, Any]:
-        """Step until nothing is left; the finished outputs by request id."""
+        """Step until no request is left. Returns the finished outputs by request id."""
         finished = {}
         while self.engine.has_unfinished_requests():
             finished |= {output.request_id: output for output in self.engine.step() if output.finished}
         return finished
 
     def generate(self, *asks: Ask) -> list[Any]:
-        """All asks in one batch; their outputs in order."""
+        """The outputs of all asks in one batch, in order."""
         ids = [self.add(ask) for ask in asks]
         finished = self.run()
         return [finished[request_id].outputs[0] for request_id in ids]
@@ -109,15 +109,15 @@ class InProcessEngine:
         return [list(output.token_ids) for output in self.generate(*asks)]
 
     def take_trace(self, trace_id: int) -> dict[str, dict[int, Any]] | None:
-        """As the API takes it."""
+        """Take the trace in the same way as the API."""
         return self.core.collective_rpc("take_trace", args=(trace_id,))[0]
 
     def internal_request(self, request_id: str) -> Any:
-        """The scheduler's request; vLLM appends a suffix to the ids it is given."""
+        """The scheduler's request. vLLM appends a suffix to the given id."""
         return next(r for r in self.scheduler.requests.values() if r.request_id.startswith(f"{request_id}-"))
 
     def block_counts(self, request_id: str) -> dict[int, set[int]]:
-        """Blocks that the request holds, by segment: one number per KV-cache group of it."""
+        """Blocks that the request holds, by segment: one number for each KV-cache group of the segment."""
         internal_id = self.internal_request(request_id).request_id
         counts: dict[int, set[int]] = {}
         for manager in self.scheduler.kv_cache_manager.coordinator.single_type_managers:
@@ -143,7 +143,7 @@ def in_process_engine(checkpoint: os.PathLike[str], **engine_args: Any) -> Any:
 
 
 def noise_picture(seed: int) -> Image.Image:
-    """168 x 168, what the tiny checkpoints' processor leaves as it is."""
+    """A picture of 168 x 168 pixels, which the tiny checkpoints' processor does not resize."""
     pixels = np.random.default_rng(seed).integers(0, 256, (168, 168, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 

@@ -1,4 +1,4 @@
-"""Every segment compiled on its own, as vLLM does where it is not told to run eagerly."""
+"""Every segment compiled separately, as vLLM does unless it runs eagerly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_compiled_segments_give_the_authors_tokens(tmp_path: Path, monkeypatch: 
         outputs = engine.generate(*map(ask_of, cases))
         segments = engine.model.decoder.segments
     assert [list(output.token_ids) for output in outputs] == [case.tokens for case in cases]
-    # vLLM's own decoder class is seen too, but never called.
+    # vLLM also sees its own decoder class, which is never called.
     assert compilation_counter.num_models_seen - before.num_models_seen == len(segments) + 1
     assert compilation_counter.num_aot_compiles - before.num_aot_compiles == len(segments)
     assert len({type(segment).forward.__code__ for segment in segments}) == len(segments)

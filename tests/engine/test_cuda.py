@@ -1,4 +1,4 @@
-"""What only a GPU shows: graphs, compiled segments, half precision, a host that never waits."""
+"""Tests that need a GPU: graphs, compiled segments, half precision, and a host that never waits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRAPHS: dict[str, Any] = {
 }
 # Compiled segments and graphs of decoding steps.
 COMPILED: dict[str, Any] = {"enforce_eager": False}
-# As users run it: memory is profiled, too. One test does, since another process's allocations would end the profile.
+# As users run it, with memory profiling. Only one test does this: allocations of other processes break the profiling.
 PROFILED: dict[str, Any] = {**COMPILED, "kv_cache_memory_bytes": None, "gpu_memory_utilization": 0.2}
 HALF: dict[str, Any] = {"dtype": "bfloat16"}  # FlashAttention has no float32
 
@@ -39,7 +39,7 @@ def serve(**engine_args: Any) -> Any:
 
 
 def all_outputs(engine: InProcessEngine) -> list[Any]:
-    """Every ask in a batch, and every one alone."""
+    """Outputs of all asks in one batch, then of every ask alone."""
     asks = [replace(ask, sampling={"logprobs": -1}) for ask in mixed_asks()]
     return [*engine.generate(*asks), *(engine.generate(ask)[0] for ask in asks)]
 
@@ -72,7 +72,7 @@ def test_graphs_and_compilation_change_no_token(
 
 @pytest.mark.parametrize("how", [GRAPHS, PROFILED], ids=["graphs", "compiled"])
 def test_half_precision_under_graphs(how: dict[str, Any], eager_halves: list[Any], monkeypatch: pytest.MonkeyPatch):
-    """Probabilities as far as the tokens agree; FlashAttention may split its work in other ways under graphs."""
+    """Compares probabilities up to the first different token: FlashAttention may split its work differently."""
     with serve(**how, **HALF) as engine:
         replays = count_replays(monkeypatch)
         outputs = all_outputs(engine)
@@ -88,12 +88,12 @@ def test_half_precision_under_graphs(how: dict[str, Any], eager_halves: list[Any
 
 
 def distance(left: Any, right: Any) -> float:
-    """Sum of the differences of two distributions: 2 where they have nothing in common."""
+    """Sum of the absolute differences of two distributions: 2 if they do not overlap."""
     probabilities = [torch.tensor([step[token].logprob for token in sorted(step)]).exp() for step in (left, right)]
     return float((probabilities[0] - probabilities[1]).abs().sum())
 
 
-def test_compiled_segments_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compiled_segments_are_loaded_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from vllm.compilation.counter import compilation_counter
 
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
@@ -108,7 +108,7 @@ def test_compiled_segments_are_found_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def count_replays(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Replays of any CUDA graph from now on, whichever runner asks for them."""
+    """Counts the replays of all CUDA graphs from now on, with either model runner."""
     count, replay = {"total": 0}, torch.cuda.CUDAGraph.replay
 
     def counting(graph: Any) -> None:
@@ -120,14 +120,16 @@ def count_replays(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_kernels_change_no_token(eager_tokens: list[list[int]]):
-    """By the references, on the same device."""
+    """Compares with the reference implementation on the same device."""
     with serve(**EAGER) as engine, implementation("reference"):
         assert all_tokens(engine) == eager_tokens
 
 
 def test_half_precision_keeps_what_single_precision_keeps(monkeypatch: pytest.MonkeyPatch):
-    """Nearly: bfloat16 rounds the scores too. On a CPU 90 % or more are the same at the first boundary, and the first
-    token's probabilities are 0.15 to 0.34 apart in all, with nothing dropped in between 0.25.
+    """Nearly the same rows, because bfloat16 also rounds the scores.
+
+    On a CPU, at least 90 % of the rows are the same at the first boundary. The first token's probabilities differ by
+    0.15 to 0.34 in total, and by 0.25 if nothing is dropped.
     """
     kept: list[list[int]] = []
     original = text_stage.surviving_rows
@@ -153,7 +155,7 @@ def test_half_precision_keeps_what_single_precision_keeps(monkeypatch: pytest.Mo
 
 
 def test_the_host_never_waits(monkeypatch: pytest.MonkeyPatch):
-    """CUDA's debug mode raises where the host would wait for the device in what the engine adds to a step."""
+    """CUDA's debug mode raises if the host waits for the device in DUET's part of a step."""
     for owner, name in (
         (DuetLlavaForConditionalGeneration, "embed_multimodal"),
         (DuetLlavaForConditionalGeneration, "forward"),

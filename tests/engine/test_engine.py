@@ -1,4 +1,4 @@
-"""KV caches that shrink, and requests that survive whatever the scheduler does to them."""
+"""KV caches that shrink, and requests that survive preemption, chunking and aborts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.engine.in_process import IMAGE_TOKEN_ID, Ask, in_process_engine, nois
 from tests.golden_cases import NUM_PATCHES, checkpoint_path
 
 BLOCK_SIZE = 32
-NUM_BLOCKS = 80  # besides the null block; a request of max_model_len takes 64
-SMALL_BUDGET, LARGE_BUDGET = 288, 2560  # tokens a step: one or two prefills, or all of a test's
+NUM_BLOCKS = 80  # without the null block; a request of max_model_len takes 64
+SMALL_BUDGET, LARGE_BUDGET = 288, 2560  # tokens per step: one or two prefills, or all prefills of a test
 KEEPS = ([0.5, 0.0], [0.5, 0.25], [0.75, 0.5], [0.0, 0.0])
 
 
@@ -88,7 +88,7 @@ def test_each_segment_holds_the_planned_blocks(engine, ask):
     "settings", [{}, {"keep": [0.5, 0.0]}, {"stage1": (40, 8, 4), "keep": [0.5, 0.0]}], ids=["off", "stage 2", "both"]
 )
 def test_more_requests_run_at_once(engine, monkeypatch, settings):
-    """Segments of 4, 2 and 2 layers make two, one and one group of two layers."""
+    """Segments of 4, 2 and 2 layers have two, one and one KV-cache groups of two layers."""
     asks = [picture_ask(100 + idx, max_tokens=2, **settings) for idx in range(14)]
     blocks = planned_blocks(asks[0])
     assert blocks == planned_blocks(asks[0], num_outputs=2), "no segment needs another block while they run"
@@ -101,17 +101,17 @@ def test_more_requests_run_at_once(engine, monkeypatch, settings):
     assert len(engine.scheduler.running) == min(len(asks), NUM_BLOCKS // per_request)
 
 
-def test_a_small_token_budget_changes_nothing(engine, undisturbed):
+def test_a_small_token_budget_changes_no_token(engine, undisturbed):
     assert engine.tokens(*mixed_asks()) == undisturbed
 
 
 def test_preempted_requests_choose_the_same_tokens_again(engine, undisturbed):
-    """Together they outgrow the cache while they decode."""
+    """Together, the requests need more than the cache while they decode."""
     asks = [replace(ask, max_tokens=50) for ask in mixed_asks() if ask.images]
     undisturbed, num_preempted = [], []
     for batch in (asks[:3], asks[3:]):
         undisturbed += run_counting_preemptions(engine, batch, num_preempted)
-    assert sum(num_preempted) == 0, "these were to be undisturbed"
+    assert sum(num_preempted) == 0, "these requests must not be preempted"
 
     assert run_counting_preemptions(engine, asks, num_preempted) == undisturbed
     assert num_preempted[-1] > 0, "the cache was large enough: this test tests nothing"

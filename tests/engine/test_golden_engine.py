@@ -1,4 +1,4 @@
-"""The authors' numbers, seen inside the engine: selections, features, logits."""
+"""The engine's selections, features and logits against the authors' numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_
 
 
 class Recorder:
-    """What the stages computed for the latest request."""
+    """Records what the stages compute for the latest request."""
 
     def __init__(self, patch):
         self.features = self.by_score = None

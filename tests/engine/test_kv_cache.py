@@ -1,4 +1,4 @@
-"""Groups by segment as vLLM cuts them, and blocks for what a segment holds."""
+"""vLLM's KV-cache groups by segment, and blocks for the tokens that a segment holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from duet_server.engine.vllm_internals import FullAttentionSpec, KVCacheConfig, 
 
 BLOCK_SIZE = 4
 SHAPE = {"block_size": BLOCK_SIZE, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
-# Of 20 visual tokens 20, 10 and 0.
+# The segments hold 20, 10 and 0 of 20 visual tokens.
 IMAGES, KEEP = [SimpleNamespace(mm_position=PlaceholderRange(offset=3, length=20))], [0.5, 0.0]
 
 
@@ -34,12 +34,12 @@ def segment_spec(segment_idx: int) -> SegmentSpec:
 @pytest.fixture(scope="module")
 def vllm_config() -> VllmConfig:
     config = VllmConfig()
-    config.cache_config.kv_cache_layout = "LBNHC"  # the engine settles it when it starts
+    config.cache_config.kv_cache_layout = "LBNHC"  # the engine sets this at its start
     return config
 
 
 def cut(vllm_config: VllmConfig, segment_layers: tuple[int, ...]) -> KVCacheConfig:
-    """vLLM's groups for layers named after their segment: 0.0, 0.1, ..., 1.0, ..."""
+    """vLLM's groups for layers that are named after their segment: 0.0, 0.1, ..., 1.0, ..."""
     specs = {
         f"{segment_idx}.{layer}": segment_spec(segment_idx)
         for segment_idx, num_layers in enumerate(segment_layers)
@@ -83,7 +83,7 @@ def test_vllm_builds_our_manager_however_often_we_register():
     ],
     ids=["4/2/2", "1/1", "2"],
 )
-def test_groups(vllm_config: VllmConfig, segment_layers: tuple[int, ...], expected: list[set[str]]):
+def test_groups_hold_one_segment(vllm_config: VllmConfig, segment_layers: tuple[int, ...], expected: list[set[str]]):
     config = cut(vllm_config, segment_layers)
 
     assert [set(group.layer_names) for group in config.kv_cache_groups] == expected
@@ -131,7 +131,7 @@ class Cache:
         return Request(request_id, list(range(num_tokens)), SamplingParams(), None, block_hasher=block_hasher)
 
     def compute(self, request: Request, num_tokens: int) -> bool:
-        """One step of the request; False where the cache is full."""
+        """Compute one step of the request. Returns False if the cache is full."""
         if self.manager.allocate_slots(request, num_tokens) is None:
             return False
         request.num_computed_tokens += num_tokens
@@ -194,7 +194,7 @@ def test_managers_without_plans_hold_every_token(cache: Cache):
 
 
 def test_room_is_counted_by_what_is_held(cache: Cache):
-    """63 free blocks: two requests of 24 blocks and not a third, where 32 each would let in only one."""
+    """63 free blocks admit two requests of 24 blocks but no third; at 32 blocks each, they would admit only one."""
     requests = [cache.request(name, keep=KEEP) for name in "abc"]
 
     assert [cache.compute(request, 30) for request in requests] == [True, True, False]

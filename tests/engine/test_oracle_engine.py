@@ -1,4 +1,4 @@
-"""The engine against the independent Hugging Face implementation, on settings nobody chose by hand."""
+"""The engine against the independent Hugging Face implementation, with random settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.oracle.modeling import DuetLlava
 BOUNDARIES = (2, 4, 7)  # not the default ones: segments of 2, 2, 3 and 1 layers
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
-MIN_MARGIN = 1e-3  # below it float32 decides which of two logits is the larger
+MIN_MARGIN = 1e-3  # below it, float32 rounding may decide which logit is larger
 
 
 @pytest.fixture(scope="module", params=["llava_gqa"])
@@ -53,7 +53,7 @@ def random_ask(seed: int) -> Ask:
 
 
 def oracle_tokens(oracle: DuetLlava, ask: Ask) -> list[int]:
-    """Greedy tokens up to the first that float32 noise could change."""
+    """Greedy tokens up to the first token that float32 rounding could change."""
     pixels = [torch.tensor((np.asarray(image) / 255 - MEAN) / STD).permute(2, 0, 1).float() for image in ask.images]
     dominant, contextual, width = ask.stage1 or (None, 0, 4)
     result = oracle.generate(
@@ -72,7 +72,7 @@ def oracle_tokens(oracle: DuetLlava, ask: Ask) -> list[int]:
     return result.tokens[: int(is_close[0]) if len(is_close) else None]
 
 
-def test_random_settings(engine, oracle):
+def test_random_settings_give_the_oracles_tokens(engine, oracle):
     asks = [random_ask(seed) for seed in range(60)]
     served = engine.tokens(*asks)
     num_compared = 0

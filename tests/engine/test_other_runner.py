@@ -1,8 +1,9 @@
-"""The engine's tests once more, under the model runner that vLLM does not choose here, in processes of their own.
+"""Runs the engine's tests again, in separate processes, with the model runner that vLLM does not choose here.
 
-On a GPU that is V1. Without one it is V2, which vLLM picks only where Triton has a backend for the CPU, and Triton
-looks for backends when it is first imported: ``triton_on_cpu`` is one that compiles nothing, so that the runner's
-kernels are interpreted. Attention is the CPU's own there: FlashAttention's metadata and CUDA graphs are not covered.
+With a GPU this is V1. Without one it is V2, which vLLM chooses only if Triton has a backend for the CPU. Triton looks
+for backends when it is first imported. ``triton_on_cpu`` is a backend that compiles nothing, so that the runner's
+kernels are interpreted. Attention is the CPU's own in this case: FlashAttention's metadata and CUDA graphs are not
+covered.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def test_graphs_change_nothing():
 
 
 def test_golden_cases_by_the_triton_kernels():
-    """Without a GPU these are interpreted too, which takes its time: one checkpoint of the two."""
+    """Only one of the two checkpoints, because without a GPU the kernels are interpreted, which is slow."""
     run_under_other_runner(
         str(HERE / "test_golden_engine.py"), "-k", "each_case and llava_gqa", DUET_TEST_KERNELS="triton"
     )

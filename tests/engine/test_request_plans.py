@@ -19,7 +19,7 @@ def expected_plan() -> RequestPlan | None:
     return decode_plan({"duet_keep": KEEP}, 20, SPANS, 2)
 
 
-# What vLLM hands over, as far as plans read it.
+# The part of vLLM's objects that plans read.
 IMAGES = [SimpleNamespace(mm_position=SimpleNamespace(offset=start, length=end - start)) for start, end in SPANS]
 
 

@@ -14,7 +14,7 @@ class Series:
 
 
 class Event:
-    """Of a stream that is at ``Event.passed``."""
+    """An event of a stream that has reached the time ``Event.passed``."""
 
     passed = 0.0
 
@@ -37,7 +37,7 @@ def test_spans_add_up_to_one_sample():
         with clock:
             time.sleep(0.01)
     before = time.perf_counter()
-    time.sleep(0.05)  # between spans nothing counts
+    time.sleep(0.05)  # time between spans does not count
     with clock:
         pass
     clock.observe()
@@ -46,7 +46,7 @@ def test_spans_add_up_to_one_sample():
     assert 0.02 <= seconds < time.perf_counter() - before + 0.02
 
 
-def test_a_gpus_samples_come_when_they_are_over(monkeypatch):
+def test_gpu_samples_are_recorded_once_their_events_have_passed(monkeypatch):
     series = Series()
     clock = StageClock(series, on_gpu=True)
     times = iter([0.0, 1.0, 2.0, 4.0, 5.0, 9.0])
@@ -68,7 +68,7 @@ def test_a_gpus_samples_come_when_they_are_over(monkeypatch):
     assert series.samples == [3.0, 4.0]
 
 
-def test_other_ranks_do_not_count():
+def test_a_clock_without_a_series_records_nothing():
     clock = StageClock(None, on_gpu=False)
     with clock:
         pass

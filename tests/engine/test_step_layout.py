@@ -1,4 +1,4 @@
-"""Steps of any mixture against lists of tokens: who is held where, who attends as what, who goes on."""
+"""Steps with mixed requests against lists of tokens: which rows are held, their positions, and which rows are kept."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MOST_TOKENS = 64
 
 @dataclass(frozen=True)
 class Request:
-    """One request of a step. `pools` are its visual tokens, as (start, end); without keeps nothing ever drops."""
+    """One request of a step. `pools` are its visual tokens as (start, end); without `keep`, nothing is dropped."""
 
     num_prompt: int
     scheduled: int
@@ -47,7 +47,7 @@ class Request:
         return decode_plan(extra_args, self.num_prompt, self.pools, num_segments - 1)
 
     def guiding(self) -> list[int]:
-        """The prompt's tokens that rank, from the algorithm's words."""
+        """The prompt's guiding tokens, from the algorithm's description."""
         after = range(self.pools[0][1], self.num_prompt)
         text = [token for token in after if not any(start <= token < end for start, end in self.pools)]
         chosen = {"all": text, "last": [], "salient": [token for token in self.salient if token in text]}[self.guide]
@@ -58,7 +58,7 @@ PADDING = Request(0, 0)
 
 
 def scheduled(requests: list[Request], num_segments: int) -> tuple[list[RequestPlan | None], np.ndarray, np.ndarray]:
-    """Plans, tokens computed and tokens scheduled, as the runners hand them over."""
+    """Plans, computed tokens and scheduled tokens, in the form that the runners pass."""
     plans = [request.plan(num_segments) for request in requests]
     counts = np.array([(request.computed, request.scheduled) for request in requests])
     return plans, counts[:, 0], counts[:, 1]
@@ -68,11 +68,11 @@ Score = Callable[[Request, list[int]], dict[int, float]]
 
 
 class TooClose(Exception):  # noqa: N818
-    """Rounding could change which token is kept."""
+    """Two scores are so close that rounding could change which token is kept."""
 
 
 def held_tokens(request: Request, num_segments: int, score: Score) -> list[list[int]]:
-    """For each segment the tokens, by their place in the request, that its cache holds after the step."""
+    """For each segment, the tokens that its cache holds after the step, by their position in the request."""
     held = [list(range(request.computed + request.scheduled))]
     for segment_idx in range(1, num_segments):
         before, gone = held[-1], set()
@@ -91,17 +91,17 @@ def held_tokens(request: Request, num_segments: int, score: Score) -> list[list[
 
 
 def step_rows(request: Request, held: list[int]) -> list[tuple[int, int]]:
-    """The rows that this step computes in a segment: (token, its position)."""
+    """The rows that this step computes in a segment, as (token, position)."""
     return [(token, position) for position, token in enumerate(held) if token >= request.computed]
 
 
 class FakeLayer:
-    """A decoder layer as far as scoring reads it, and the same in loops."""
+    """The parts of a decoder layer that scoring uses, and the same computation in loops."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.weight = 0.4 * torch.randn(HIDDEN_SIZE, (HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=generator)
-        self.tokens = torch.randn(16, MOST_TOKENS, HIDDEN_SIZE, generator=generator)  # of each request of a step
+        self.tokens = torch.randn(16, MOST_TOKENS, HIDDEN_SIZE, generator=generator)  # for each request of a step
         self.self_attn = SimpleNamespace(
             qkv_proj=lambda rows: (rows @ self.weight, None),
             rotary_emb=lambda positions, query, key: (self.rotate(positions, query), self.rotate(positions, key)),
@@ -116,7 +116,7 @@ class FakeLayer:
         return rows / rows.abs().mean(dim=-1, keepdim=True), rows
 
     def rotate(self, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Each half-pair of a head turned by its position."""
+        """Each pair of a head's halves, rotated by its position."""
         first, second = rows.unflatten(-1, (-1, 2, HEAD_DIM // 2)).unbind(dim=-2)
         angle = positions[:, None, None] * torch.tensor([1.0, 0.1])
         turned = first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()
@@ -142,7 +142,7 @@ class FakeLayer:
 
 
 def common_metadata(requests: list[Request], block_table: torch.Tensor) -> CommonAttentionMetadata:
-    """The step as vLLM's runner describes it, nothing dropped."""
+    """The step as vLLM's runner describes it, without drops."""
     scheduled = [request.scheduled for request in requests]
     starts = torch.tensor([0, *accumulate(scheduled)], dtype=torch.int32)
     seq_lens = torch.tensor([request.computed + request.scheduled for request in requests], dtype=torch.int32)
@@ -163,7 +163,7 @@ def common_metadata(requests: list[Request], block_table: torch.Tensor) -> Commo
 
 
 def block_tables(num_requests: int, segment_idx: int) -> torch.Tensor:
-    """Blocks of every request, all different, in no order."""
+    """Blocks of every request: all different, in random order."""
     num_blocks = MOST_TOKENS // BLOCK_SIZE
     blocks = torch.randperm(num_requests * num_blocks, generator=torch.Generator().manual_seed(segment_idx))
     return blocks.view(num_requests, num_blocks).int()
@@ -179,7 +179,7 @@ def begun_step(
     tables: list[torch.Tensor] | None = None,
     graphs: CUDAGraphMode = CUDAGraphMode.NONE,
 ) -> CurrentStep:
-    """A step as a runner's hook begins it, one KV-cache group a segment."""
+    """A step as a runner's hook begins it, with one KV-cache group per segment."""
     config = SimpleNamespace(
         scheduler_config=SimpleNamespace(max_num_seqs=10, max_num_batched_tokens=10 * MOST_TOKENS),
         compilation_config=SimpleNamespace(cudagraph_mode=graphs),
@@ -222,7 +222,7 @@ def check_segment(step: CurrentStep, requests: list[Request], segment_idx: int, 
 
 
 def check_step(requests: list[Request], num_segments: int) -> None:
-    """Every segment and boundary of a step, against token lists in which the fake layer's scores choose."""
+    """Compare every segment and boundary of a step with token lists, in which the fake layer's scores choose."""
     layer = FakeLayer()
     step = begun_step(requests, num_segments)
     all_held = [held_tokens(request, num_segments, layer.naive_score(idx)) for idx, request in enumerate(requests)]
@@ -276,7 +276,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS.keys())
-def test_steps(requests: list[Request]):
+def test_a_step_matches_the_token_lists(requests: list[Request]):
     check_step(requests, num_segments=3)
 
 
@@ -308,15 +308,15 @@ def any_step(draw: st.DrawFn) -> tuple[list[Request], int]:
 
 @settings(deadline=None, max_examples=100)
 @given(any_step())
-def test_any_step(step: tuple[list[Request], int]):
+def test_any_generated_step_matches_the_token_lists(step: tuple[list[Request], int]):
     try:
         check_step(*step)
     except TooClose:
         reject()
 
 
-def test_a_step_in_numbers():
-    """A prefill of 10 rows of which 4 of 6 go, beside the decoding of a request that dropped 3."""
+def test_a_step_has_the_numbers_worked_out_by_hand():
+    """A prefill of 10 rows that drops 4 of 6 visual rows, together with a decoding request that has dropped 3."""
     requests = [Request(10, 10, pools=((2, 8),), keep=(0.4,)), Request(9, 1, 11, ((1, 7),), (0.5,))]
     block_table = torch.tensor([[5, 1, 9], [7, 0, 2]], dtype=torch.int32)
     step = begun_step(requests, 2, [block_table, block_table])
@@ -402,8 +402,8 @@ def test_without_drops_the_metadata_is_vllms_own():
     assert segment_metadata(common, begun_step(requests, 3), layer_name(2)) is common
 
 
-def test_a_graph_reads_the_same_memory_whoever_decodes():
-    """Captured over requests that drop nothing, replayed for others, padded to the graph's size."""
+def test_a_graph_reads_the_same_memory_for_other_requests():
+    """Captured for requests that drop nothing, and replayed for others, padded to the graph's size."""
     captured = [Request(5, 1, 5)] * 3
     replayed = [Request(21, 1, 24, TWO_POOLS.pools, (0.6, 0.0)), Request(7, 1, 12), PADDING]
     tables = [block_tables(3, idx) for idx in range(3)]
@@ -412,9 +412,9 @@ def test_a_graph_reads_the_same_memory_whoever_decodes():
     seq_lens = torch.tensor([25, 13, 0], dtype=torch.int32)
     step.begin(*scheduled(replayed[:2], 3), seq_lens, num_rows=3)
 
-    dropped = [0, 5, 12]  # of pools of 7 and 5 stay 4 and 3, then none
+    dropped = [0, 5, 12]  # pools of 7 and 5 keep 4 and 3, then none
     for segment_idx, view in enumerate(read):
-        assert view.max_seq_len == 6  # what the capture was given
+        assert view.max_seq_len == 6  # the value at the capture
         assert view.query_start_loc.tolist() == [0, 1, 2, 2]
         assert view.seq_lens.tolist() == [25 - dropped[segment_idx], 13, 0]
         positions = [24 - dropped[segment_idx], 12]
@@ -425,8 +425,8 @@ def test_a_graph_reads_the_same_memory_whoever_decodes():
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=str)
-def test_the_authors_rows_go_on(case: GoldenCase):
-    """Scores that put the authors' survivors first lead to the authors' rows, and these to the next boundary's."""
+def test_the_authors_rows_are_kept(case: GoldenCase):
+    """With scores that rank the authors' kept rows first, every boundary gives the authors' rows."""
     num_segments = 1 + len(case.boundaries)
     pools = ((case.image_start, case.image_start + case.num_entering),)
     request = Request(

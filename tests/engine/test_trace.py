@@ -1,4 +1,4 @@
-"""What a request's stages chose, handed out on request: against the authors' selections."""
+"""Traces of the rows that a request's stages chose, against the authors' selections."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def check(case: GoldenCase, trace: dict) -> None:
             assert all(row in rows or score <= min(pool[r] for r in rows if r in pool) for row, score in pool.items())
 
 
-def test_every_case_in_one_batch(engine):
-    """Among requests that are not traced, one of them the same picture with the same settings, from warm caches."""
+def test_every_case_in_one_batch_has_the_authors_selections(engine):
+    """In a batch with requests that are not traced; one has the same picture and settings, and the caches are warm."""
     cases = golden_cases(MODEL)
     plain = [ask_of(case) for case in cases[:3]]
     expected = [case.tokens for case in (*cases[:3], *cases)]
@@ -60,7 +60,7 @@ def test_every_case_in_one_batch(engine):
 
 
 def test_pictures_keep_their_numbers(engine):
-    """Two pictures ranked apart; each as it is alone."""
+    """Two pictures in one prompt are ranked separately; each trace is the same as for the picture alone."""
     pictures = [noise_picture(seed) for seed in (1, 2)]
     prompt = [1, *range(40, 50), 4, *range(60, 65), 4, *range(70, 80)]
     both = Ask(prompt, pictures, (20, 4, 2), [0.5, 0.0], trace_id=1)
@@ -94,7 +94,7 @@ def test_contextual_tokens_are_made_of_the_patches_named():
         assert token.nonzero()[:, 0].tolist() == sorted(1 + patch for patch in (anchor, *members))
 
 
-def test_those_never_taken_give_way():
+def test_the_oldest_trace_is_dropped_first():
     plan = make_plan(make_layout(8, [(1, 5)]), [0.0], ())
     traces = Traces()
     for trace_id in range(1, MAX_TRACES + 3):

@@ -1,4 +1,4 @@
-"""An engine whose decoder is one segment: stage 1 alone."""
+"""An engine whose decoder is one segment, so that only stage 1 can run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the kernels run, and fresh memory that shows what they did not write."""
+"""The device for the kernels, and poisoned memory that shows which values they did not write."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-GARBAGE = 1009  # past every row of a test, yet near enough that reading there rarely ends the process
+GARBAGE = 1009  # larger than every row of a test, but small enough that reading there rarely crashes
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """A GPU where there is one; otherwise the CPU, on which Triton interprets its kernels."""
+    """A GPU if there is one, otherwise the CPU, on which Triton interprets its kernels."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nobody initialised starts as NaN, or as `GARBAGE` where it holds integers."""
+    """Uninitialised memory starts as NaN, or as `GARBAGE` if it holds integers."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
 

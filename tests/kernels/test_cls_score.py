@@ -1,4 +1,4 @@
-"""Stage 1 score against one softmax a head, written out."""
+"""Stage 1's score against a loop with one softmax per head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2 gather: the decoder's state at some of its rows."""
+"""Stage 2's gather: the decoder's state at some of its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2 score against one softmax a guiding row and head, written out."""
+"""Stage 2's score against a loop with one softmax per guiding row and head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Batch:
     pools: list[list[tuple[int, int]]]
 
     def score(self, scale: float = 0.5, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        """Of every key, unspecified ones included."""
+        """The score of every key, including keys outside the pools, where it is unspecified."""
         num_queries = [len(rows) for rows in self.guiding]
         cu_queries, cu_keys = cumulative(num_queries), cumulative(self.num_keys)
         columns = [
@@ -56,7 +56,7 @@ class Batch:
         return guided_score(self.query, self.key, ranked, scale)
 
     def pool_scores(self, scale: float = 0.5) -> torch.Tensor:
-        """Those of the pools, one after another."""
+        """The scores of the pools, one after another."""
         score = self.score(scale)
         assert score.dtype == torch.float32
         assert score.shape == (sum(self.num_keys),)
@@ -110,7 +110,7 @@ def random_batch(
     head_dim: int = 5,
     seed: int = 0,
 ) -> Batch:
-    """Of the device that the tests run on; all keys are pools unless they are given."""
+    """A batch on the device of the tests. All keys are in pools unless `pools` are given."""
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(sum(map(len, guiding)), heads, head_dim, generator=generator)
     key = torch.randn(sum(num_keys), kv_heads, head_dim, generator=generator)
@@ -122,7 +122,7 @@ def assert_equals_the_loop(batch: Batch, scale: float = 0.5) -> None:
     torch.testing.assert_close(batch.pool_scores(scale).cpu(), batch.naive(scale), rtol=2e-5, atol=1e-6)
 
 
-# A row that sees nothing of a split of its keys has the log-sum-exp log2(0) there, which is meant.
+# A guiding row that sees no key in one split of the keys has the log-sum-exp log2(0) there, as intended.
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
 
 
@@ -134,8 +134,8 @@ def implemented(request: pytest.FixtureRequest, poisoned: None) -> Iterator[str]
 
 RAGGED = [13, 1, 7, 29], [[4, 9, 12], [0], [6], [2, 3, 17, 27, 28]]
 
-# More guiding rows, keys of a pool and keys of a request than one program takes; a request without anything to score,
-# pools of nothing, and pools before, between and behind the guiding rows of their request.
+# More guiding rows, keys of a pool and keys of a request than one program handles; a request with nothing to score;
+# empty pools; and pools before, between and after the guiding rows of their request.
 LONG = (
     [300, 5, 161, 9],
     [[0, 3, 63, 255, 256, 299], [], list(range(91, 161)), [8]],
@@ -201,8 +201,8 @@ def test_no_pools(num_keys: int):
     assert batch.pool_scores().shape == (0,)
 
 
-def test_a_request_scores_the_same_bits_in_any_company():
-    """A request that is preempted and comes again in another batch keeps the same tokens."""
+def test_a_request_scores_the_same_bits_in_any_batch():
+    """So that a preempted request, which runs again in another batch, keeps the same tokens."""
     batch = random_batch(*LONG, heads=2)
     alone = [member.pool_scores() for member in batch.members() if member.pools != [[]]]
 
@@ -226,7 +226,7 @@ def test_keys_behind_every_guiding_row_score_nothing():
 
 
 def test_within_a_later_pool_earlier_guides_change_no_order():
-    """What several pools rely on: rows before a pool add nothing to it, so its order is that of the rows after it."""
+    """Prompts with several pools need this: rows before a pool add nothing to it, so only rows after it rank it."""
     batch = random_batch([20], [[6, 7, 18, 19]])
     after = replace(batch, query=batch.query[2:], guiding=[[18, 19]])
 
@@ -273,7 +273,7 @@ def test_any_batch_equals_the_loop(batch: Batch):
 
 
 def test_blocks_of_guiding_rows_bound_the_reference(monkeypatch: pytest.MonkeyPatch):
-    """A block holds one row here; the scores stay those of all rows at once."""
+    """With one row per block, the scores are the same as for all rows at once."""
     batch = random_batch(*RAGGED)
     with implementation("reference"):
         expected = batch.score()

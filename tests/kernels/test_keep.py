@@ -1,4 +1,4 @@
-"""Stage 2 keep: exact rows against a sort of each pool."""
+"""Stage 2's choice of rows, against a sort of each pool."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def ranked_pools(
     first_row: torch.Tensor,
     target: torch.Tensor,
 ) -> RankedRows:
-    """Pools without the rows that have ranked them, which nothing here reads."""
+    """Pools without guiding rows, which this operation does not read."""
     unread = torch.empty(0, dtype=torch.int64)
     return RankedRows(*[unread] * 4, pool_start, pool_length, unread, num_keep, first_row, target, 0, 0, 0)
 
 
 def keep(score: torch.Tensor, pools: list[Pool], dtype: torch.dtype = torch.int64) -> list[list[int]]:
-    """Tokens kept of each pool; pools lie in `rows` in reverse, with one row of somebody else after each."""
+    """The kept tokens of each pool. Pools are in `rows` in reverse order, each before a row that must not change."""
     starts, lengths, keeps = torch.tensor(pools, dtype=dtype, device=score.device).T.contiguous()
     targets, end = [], 0
     for *_, num_keep in reversed(pools):
@@ -80,7 +80,7 @@ def keep(score: torch.Tensor, pools: list[Pool], dtype: torch.dtype = torch.int6
     ],
     ids=str,
 )
-def test_pools(pools: list[Pool], dtype: torch.dtype, device: torch.device):
+def test_kept_rows_equal_a_sort_of_each_pool(pools: list[Pool], dtype: torch.dtype, device: torch.device):
     score = torch.rand(23, generator=torch.Generator().manual_seed(0)).to(device)
 
     assert keep(score, pools, dtype) == naive_keep(score.tolist(), pools)
@@ -130,7 +130,7 @@ def test_pools_of_thousands(num_keep: int, num_scores: int, device: torch.device
 
 @st.composite
 def scored_pools(draw: st.DrawFn) -> tuple[list[float], list[Pool]]:
-    """Few different scores, so that ties cross the cut; text rows between pools."""
+    """Few different scores, so that there are ties at the cut; text rows between pools."""
     pools, end = [], 0
     for _ in range(draw(st.integers(1, 5))):
         start, length = end + draw(st.integers(0, 3)), draw(st.integers(0, 12))

@@ -1,4 +1,4 @@
-"""Stage 1 selection against the algorithm's steps, one image and one token at a time."""
+"""Stage 1's selection against the algorithm's steps in loops, one image and one token at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def implemented(request: pytest.FixtureRequest, poisoned: None) -> Iterator[str]
 def naive_selection(
     score: list[float], metric: torch.Tensor, dominant: int, contextual: int, width: int
 ) -> tuple[list[int], list[tuple[int, list[int]]]]:
-    """Patches of one image: the dominant ones ascending, and each anchor with its members."""
+    """Patches of one image: the dominant ones in ascending order, and each anchor with its members."""
     num_patches = len(score)
     by_score = sorted(range(num_patches), key=lambda patch: (-score[patch], patch))
     chosen = sorted(by_score[: dominant - 1])
@@ -60,7 +60,7 @@ def naive_tokens(hidden: torch.Tensor, selection: tuple[list[int], list[tuple[in
 
 
 def one_hot(images: int, patches: int) -> torch.Tensor:
-    """Hidden rows whose sums tell which rows went into them: exact index sets, whatever the dtype."""
+    """Hidden rows whose sums show which rows were added: exact sets of indices in every dtype."""
     return torch.eye(1 + patches).repeat(images, 1, 1)
 
 
@@ -117,12 +117,12 @@ EDGES = {
 
 
 @pytest.mark.parametrize("settings", EDGES.values(), ids=EDGES.keys())
-def test_edges_alone(device: torch.device, settings: tuple[int, int, int]):
+def test_edge_cases_alone_equal_the_loop(device: torch.device, settings: tuple[int, int, int]):
     check(device, one_hot(1, 9), *random_inputs(1, 9), [settings])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_all_edges_in_one_batch(device: torch.device, dtype: torch.dtype):
+def test_all_edge_cases_in_one_batch_equal_the_loop(device: torch.device, dtype: torch.dtype):
     settings = list(EDGES.values())
     score, metric = random_inputs(len(settings), 9)
 
@@ -148,7 +148,7 @@ def test_batch_equals_its_members_alone(device: torch.device, implemented: str, 
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, int]]]:
-    """Scores full of ties and any settings that fit."""
+    """Scores with many ties, and any settings that fit the image."""
     patches = draw(st.integers(1, 14))
     settings = []
     for _ in range(draw(st.integers(1, 4))):
@@ -183,7 +183,7 @@ def test_real_rows_are_summed_in_float32(device: torch.device, dtype: torch.dtyp
 
 @pytest.mark.parametrize("metric_dim", [3, 80])
 def test_several_blocks_of_patches_and_anchors(device: torch.device, metric_dim: int):
-    """A pool of 340 patches for 35 anchors, by place and by score."""
+    """340 candidates for 35 anchors, ordered by place and by score."""
     generator = torch.Generator().manual_seed(5)
     score = torch.rand(2, 429, generator=generator)
     metric = torch.randn(2, 430, metric_dim, generator=generator)
@@ -201,7 +201,7 @@ def test_rows_of_several_blocks(device: torch.device, dim: int):
 
 @pytest.mark.parametrize("width", [UNLIMITED, 100])
 def test_one_anchor_of_many_takes_every_member(device: torch.device, width: int):
-    """Equally near anchors, more than a block of them: the first one has every member."""
+    """More than one block of equally near anchors: the first anchor gets every member."""
     score, hidden = random_inputs(1, 100)[0], one_hot(1, 100)
 
     check(device, hidden, score, torch.ones(1, 101, 4), [(1, 40, width)])
@@ -231,7 +231,7 @@ def test_equal_scores_keep_the_lower_patch(device: torch.device):
 
 @pytest.mark.parametrize("patches", [8, 40])
 def test_scores_that_are_no_numbers_rank_as_torch_ranks_them(device: torch.device, patches: int):
-    """Whatever a broken image scores, its rows come from its own patches."""
+    """Even with NaN scores, an image's rows come from its own patches."""
     score, metric = (tensor.to(device) for tensor in random_inputs(1, patches))
     score[0, [1, 4, 6]] = torch.tensor([torch.nan, -torch.inf, torch.inf], device=device)
     score[0, -1] = -torch.nan
@@ -261,7 +261,7 @@ def test_equally_near_anchors_give_the_member_to_the_first(device: torch.device,
 
 
 def test_a_metric_of_no_length_is_not_stretched(device: torch.device):
-    """Patches 1 and 3 point where anchor 0 does, whose length is under the 1e-12 of a normalisation."""
+    """Patches 1 and 3 have the direction of anchor 0, whose length is below the 1e-12 of a normalisation."""
     metric = torch.tensor([[0.0, 0.0], [1e-13, 0.0], [1.0, 0.0], [0.5, 0.8], [1.0, 0.0]])[None]
     score = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
 

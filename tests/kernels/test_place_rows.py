@@ -1,4 +1,4 @@
-"""Where rows lie: the Triton kernel against the reference, the reference against counting."""
+"""Positions and slots of rows: the Triton kernel against the reference, the reference against counting."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from duet_kernels import BlockTables, SegmentBuffers, implementation, place_rows
 from duet_kernels.place_rows import PAD_SLOT
 
-SEGMENTS = [0, 1, 1, 2]  # by group: vLLM may cut a segment into several
+SEGMENTS = [0, 1, 1, 2]  # by group: vLLM may split a segment into several groups
 BLOCK_SIZES = [4, 16, 16, 4]
 MAX_REQUESTS, MAX_ROWS = 9, 1200
 
-# Per request: tokens held before the step, tokens of the step, dropped before or in it by segment.
+# Per request: tokens held before the step, tokens in the step, tokens dropped so far, by segment.
 DECODES = [(700, 1, (0, 300, 576)), (13, 1, (0, 0, 0)), (0, 0, (0, 0, 0))]
 STEPS = {
     "one row": [(0, 1, (0, 0, 0))],
@@ -25,7 +25,7 @@ STEPS = {
 
 
 def step_tensors(requests: list[tuple[int, int, tuple[int, ...]]], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """seq_lens, dropped and starts: what a step drops is not among its rows."""
+    """seq_lens, dropped and starts. The rows that a step drops are not among its rows."""
     dropped = torch.tensor([drops for _, _, drops in requests]).T.contiguous()
     rows = torch.stack(
         [
@@ -50,7 +50,7 @@ def block_tables(device: torch.device) -> BlockTables:
 
 
 def stale_buffers(device: torch.device) -> SegmentBuffers:
-    """As an earlier step may have left them."""
+    """Buffers with values from an earlier step."""
     buffers = SegmentBuffers.allocate(3, len(SEGMENTS), MAX_REQUESTS, MAX_ROWS, device)
     for tensor in vars(buffers).values():
         tensor.fill_(77_777)

@@ -1,7 +1,7 @@
 """DUET's two stages around a Hugging Face LLaVA: a differentiable prefill, and greedy decoding with pruned caches.
 
-One sequence at a time and no fused operations: this is the reference that faster code is measured against,
-so it shares no code with it.
+It runs one sequence at a time, without fused operations. Faster code is tested against it, so it shares no code with
+that code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DuetSettings:
 
 @dataclass(frozen=True)
 class Prefill:
-    """What a prompt of n rows left behind. The last segment holds m of them."""
+    """The result of a prompt of n rows. The last segment holds m of them."""
 
     stage1_features: list[Tensor]
     """Per image `[D + C, Dv]`, or `[N, Dv]` with stage 1 off; before the projector."""
@@ -72,7 +72,7 @@ class Generation(Prefill):
 
 
 class DuetLlava:
-    """A LLaVA with a CLIP tower and a Llama decoder, run with DUET's stages. Holds the model, changes nothing in it."""
+    """Runs a LLaVA with a CLIP tower and a Llama decoder with DUET's stages. It does not change the model."""
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         config = model.config
@@ -93,11 +93,11 @@ class DuetLlava:
     def prefill(
         self, input_ids: Sequence[int] | Tensor, pixel_values: Sequence[Tensor] | Tensor, settings: DuetSettings
     ) -> Prefill:
-        """Run one prompt. Differentiable in `pixel_values` and all weights it uses.
+        """Run one prompt. Differentiable in `pixel_values` and in all weights that it uses.
 
-        `input_ids [n]` marks each image by one image token, or by as many as enter the language model for it;
-        `pixel_values` are its images `[3, H, W]`, in order. Raises ValueError where the two do not match, for settings
-        that the model cannot serve, and where visual tokens must drop that no guiding row follows.
+        `input_ids [n]` has, for each image, one image token or as many as its entering visual tokens. `pixel_values`
+        are the images `[3, H, W]`, in order. Raises ValueError if the two do not match, if the model cannot serve the
+        settings, and if visual tokens must be dropped but no guiding row follows them.
         """
         images = [self._compress(torch.as_tensor(image), settings) for image in pixel_values]
         embeds, pools = self._embed(torch.as_tensor(input_ids).flatten().tolist(), images)
@@ -123,7 +123,7 @@ class DuetLlava:
         max_new_tokens: int = 12,
         **settings: Any,
     ) -> Generation:
-        """Greedy decoding that no token ends. `settings` are the fields of `DuetSettings`, the rest as in `prefill`."""
+        """Greedy decoding that ignores EOS. `settings` are fields of `DuetSettings`; the rest is as in `prefill`."""
         duet_settings = DuetSettings(**settings)
         prefill = self.prefill(input_ids, pixel_values, duet_settings)
         logits = [prefill.row_logits[-1]]
@@ -164,7 +164,7 @@ class DuetLlava:
         for span, keep in zip(spans[1:], settings.keep, strict=True):
             kept = list(range(len(rows)))
             if pools:
-                # Text never drops, so every guiding row is still held.
+                # Text is never dropped, so every guiding row is still held.
                 current = {row: idx for idx, row in enumerate(rows)}
                 guiding_here = [current[row] for row in guiding]
                 positions = self._position_embeddings(hidden, first=0)
@@ -177,14 +177,14 @@ class DuetLlava:
         return hidden, kept_per_stage, segment_rows
 
     def _decode(self, token: Tensor, cache: DynamicCache, boundaries: Sequence[int]) -> Tensor:
-        """Append one token to every layer's cache; logits `[vocab]` of the next."""
+        """Append one token to every layer's cache. Returns the next token's logits `[vocab]`."""
         hidden = self.decoder.embed_tokens(token.view(1, 1))
         for span in self._segment_spans(boundaries):
             hidden = self._run_layers(hidden, span, cache)
         return self._logits(hidden)[-1]
 
     def _run_layers(self, hidden: Tensor, layer_span: Span, cache: DynamicCache) -> Tensor:
-        """Run the layers `[start, end)` of one segment: positions continue its own closed-up sequence."""
+        """Run the layers `[start, end)` of one segment. Positions continue the segment's own sequence without gaps."""
         start, end = layer_span
         num_queries, num_cached = hidden.shape[1], cache.get_seq_length(start)
         positions = self._position_embeddings(hidden, first=num_cached)

@@ -31,7 +31,7 @@ def load(model: str) -> DuetLlava:
 
 @cache
 def load_stock(model: str) -> LlavaForConditionalGeneration:
-    """Eager attention, which returns its weights."""
+    """Load the stock model with eager attention, which returns its attention weights."""
     return LlavaForConditionalGeneration.from_pretrained(checkpoint_path(model), attn_implementation="eager").eval()
 
 
@@ -152,7 +152,7 @@ def test_first_drop_follows_the_layers_own_attention(model: str, guide: str, pro
 @pytest.mark.parametrize("model", MODEL_NAMES)
 @pytest.mark.parametrize("prompt", [SEPARATED, ADJACENT], ids=["separated", "adjacent"])
 def test_decoding_equals_a_longer_prefill(model: str, prompt: list[int]):
-    """Selections are causal: text behind the guiding rows changes nothing, so a decoded token may as well be prompt."""
+    """Selections are causal: text after the guiding rows changes nothing, so decoded tokens can be prompt tokens."""
     num_entering = 20 + 6
     last_row = len(prompt) + 2 * (num_entering - 1) - 1
     settings = {"dominant": 20, "contextual": 6, "boundaries": [2, 5, 6], "keep": [0.7, 0.4, 0.1]}
@@ -170,7 +170,7 @@ def test_each_pool_keeps_its_own_share():
     duet, images = load("llava_gqa"), pictures("llava_gqa", 2)
     settings = DuetSettings(dominant=13, contextual=2, boundaries=[2, 5], keep=[0.5, 0.1])
 
-    # 15 + 15 visual tokens apart keep 7 + 7 and 1 + 1; in one pool of 30 they keep 15 and 3.
+    # Two pools of 15 visual tokens keep 7 + 7 and 1 + 1; one pool of 30 would keep 15 and 3.
     num_text = len(SEPARATED) - 2
     separated = duet.prefill(SEPARATED, images, settings)
     assert [len(rows) - num_text for rows in separated.segment_rows] == [30, 14, 2]
@@ -194,7 +194,7 @@ def test_gradients_reach_pixels_and_tower(model: str):
     assert (images.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
 
 
-# Elsewhere the slope is that of selections too: this case's lie far from every tie.
+# In other cases, a small step also changes selections; this case's scores are far from every tie.
 @pytest.mark.parametrize("case", [case for case in golden_cases() if case.name == "aggressive"], ids=str)
 def test_gradient_is_the_slope(case: GoldenCase):
     duet, settings = load(case.model), DuetSettings(**settings_of(case))

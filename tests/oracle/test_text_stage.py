@@ -1,4 +1,4 @@
-"""Stage 2's pools, guiding rows and choice of rows, on attention written out by hand."""
+"""Stage 2's pools, guiding rows and choice of rows, with attention written by hand."""
 
 from __future__ import annotations
 

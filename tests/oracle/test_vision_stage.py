@@ -7,7 +7,7 @@ import torch
 
 from tests.oracle.vision_stage import TowerFeatures, compress
 
-# Row i holds i + 1 in one column, so that a sum tells which rows went into it: CLS 1, patches 2, 4, 8, ...
+# Rows are powers of two, so that a sum shows which rows were added: CLS 1, patches 2, 4, 8, ...
 HIDDEN = 2.0 ** torch.arange(8)[:, None]
 NORTH, EAST = [0.0, 1.0], [1.0, 0.0]
 
@@ -37,13 +37,13 @@ def test_narrow_pool_takes_anchors_by_score_and_leaves_patches_out():
     compressed = compress(image(score, metric), dominant=2, contextual=2, cluster_width=2)
 
     hidden = HIDDEN[1:].flatten().tolist()
-    north = hidden[4]  # nobody joins
+    north = hidden[4]  # no patch joins
     east = hidden[5] + (hidden[2] + hidden[1]) / 2
     assert compressed.features.flatten().tolist() == [1.0, hidden[0], north, east]
 
 
 def test_unlimited_pool_takes_anchors_by_place_and_merges_every_patch():
-    # Rest by place: patches 1, 2, 3, 4, 5; anchors are the 1st and the 3rd, and the 5th is no third anchor.
+    # Rest by place: patches 1, 2, 3, 4, 5. Anchors are the 1st and the 3rd; the 5th does not become a third one.
     score = [0.9, 0.3, 0.7, 0.1, 0.8, 0.5]
     metric = [NORTH, EAST, EAST, NORTH, NORTH, EAST]
     compressed = compress(image(score, metric), dominant=2, contextual=2, cluster_width=None)

@@ -1,7 +1,7 @@
-"""Stage 2 (text to vision): between two decoder layers, keep the visual tokens that the guiding text attends to.
+"""Stage 2 (text to vision): between two decoder layers, keep the visual tokens to which the guiding text attends most.
 
-Rows of the prompt are numbered as they enter the language model. Selections are constants to autograd.
-Source: DUET-VLM (arXiv 2602.18846) as its published code computes it.
+Rows of the prompt are numbered as they enter the language model. Autograd treats selections as constants.
+Source: the published code of DUET-VLM (arXiv 2602.18846).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Span = tuple[int, int]
 
 
 def visual_pools(is_visual: Sequence[bool]) -> list[Span]:
-    """Runs of visual rows: tokens with no text between them are ranked together."""
+    """Runs of visual rows. Tokens with no text between them are ranked together."""
     padded = [False, *is_visual, False]
     edges = [row for row in range(len(padded) - 1) if padded[row] != padded[row + 1]]
     return list(zip(edges[::2], edges[1::2], strict=True))
@@ -44,7 +44,7 @@ def resolve_guiding_rows(text: str | Sequence[int], pools: Sequence[Span], num_r
 def guided_attention(
     layer: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], guiding: Sequence[int]
 ) -> Tensor:
-    """Attention that a Llama layer would pay from its `guiding` rows to all rows, mean over heads: `[G, n]`.
+    """Attention `[G, n]` of a Llama layer from the `guiding` rows to all rows, averaged over heads.
 
     `hidden [1, n, D]` enters the layer; `position_embeddings` are rotary cos and sin of its n rows.
     """

@@ -1,7 +1,7 @@
-"""Stage 1 (vision to vision): keep the patches that CLS attends to, merge clusters of the others.
+"""Stage 1 (vision to vision): keep the patches to which CLS attends most, and merge clusters of the others.
 
-Selections are constants to autograd; gradients flow through the features that were kept or merged.
-Source: DUET-VLM (arXiv 2602.18846) as its published code computes it.
+Autograd treats selections as constants; gradients flow through the features that are kept or merged.
+Source: the published code of DUET-VLM (arXiv 2602.18846).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class TowerFeatures(NamedTuple):
-    """What stage 1 needs of one image, all from the tower's selected layer; CLS is row 0."""
+    """Stage 1's inputs for one image, all from the tower's selected layer; CLS is row 0."""
 
     hidden: Tensor
     """[1 + N, Dv], that layer's output."""
@@ -31,7 +31,7 @@ class CompressedImage(NamedTuple):
 
 
 def tower_features(tower: nn.Module, pixel_values: Tensor, feature_layer: int) -> TowerFeatures:
-    """Run a Hugging Face CLIP tower on one image `[3, H, W]`, no further than `feature_layer`.
+    """Run a Hugging Face CLIP tower on one image `[3, H, W]`, up to `feature_layer`.
 
     `feature_layer` counts as `vision_feature_layer` does: 0 is the embeddings, -1 the last layer's output.
     """

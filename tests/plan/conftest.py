@@ -1,4 +1,4 @@
-"""Property tests are about values: a busy machine must not fail them by their deadline."""
+"""Property tests check values. They have no deadline, so that they do not fail on a busy machine."""
 
 from hypothesis import settings
 

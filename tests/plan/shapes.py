@@ -1,4 +1,4 @@
-"""The models that the plan's tests speak of."""
+"""The models in the tests of the plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LLAVA_7B = ModelShape(
 
 
 def llava(boundaries=(16, 24), num_layers=32, num_patches=576, has_cls=True):
-    """LLaVA-1.5-7B with another depth, other boundaries or another vision tower."""
+    """LLaVA-1.5-7B, optionally with another depth, other boundaries or another vision tower."""
     decoder = replace(LLAVA_7B.decoder, num_layers=num_layers)
     vision = replace(LLAVA_7B.vision, num_patches=num_patches, has_cls=has_cls)
     return ModelShape(decoder, vision, tuple(boundaries))

@@ -37,7 +37,7 @@ def test_reduction_0_is_off():
     assert resolve(576) == off_settings(LLAVA_7B)
 
 
-def test_above_what_stage_1_reaches_it_goes_off():
+def test_stage_1_is_off_above_the_budgets_that_it_can_reach():
     assert resolve(360).dominant == 576
     above = resolve(360.5)
     assert (above.dominant, above.contextual, above.cluster_width) == (None, 0, None)

@@ -54,7 +54,7 @@ def test_without_images_only_the_decoder_is_paid():
 
 
 def test_prefill_flops_of_llava_7b_are_about_two_a_weight_and_token():
-    """6.7e9 weights on 610 tokens, and the tower's 0.3e9 on 577."""
+    """The decoder has 6.7e9 weights for 610 tokens, and the tower 0.3e9 for 577."""
     uncompressed = flops(LLAVA_7B, [610, 610, 610], 1, 576)
     assert uncompressed == pytest.approx(2 * 6.5e9 * 610 + 2 * 0.3e9 * 577, rel=0.05)
     assert flops(LLAVA_7B, [136, 85, 34], 1, 102) < 0.25 * uncompressed

@@ -12,7 +12,7 @@ ENDS_VISUAL = make_layout(10, [(2, 4), (7, 10)])
 
 @st.composite
 def layouts(draw):
-    """A prompt cut into stretches of text and images, images at times side by side."""
+    """A prompt as a sequence of texts and images; images may be adjacent."""
     stretches = draw(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=1, max_size=8))
     spans, end = [], 0
     for is_visual, length in stretches:

@@ -51,7 +51,7 @@ def test_which_stages_are_on(settings, drops, is_off):
     ids=["LLaVA-1.5 192", "LLaVA-1.5 128", "LLaVA-1.5 64", "Video-LLaVA 960", "Qwen2.5-VL 440"],
 )
 def test_layer_averages_are_those_of_the_authors_table(shape, settings, average):
-    """The table is rounded: its 192, 128 and 64 stand for 191.75, 126.25 and 63.75."""
+    """The table is rounded: 192, 128 and 64 are exactly 191.75, 126.25 and 63.75."""
     assert settings.layer_average(shape) == pytest.approx(average, abs=2)
     assert settings.layer_average(shape) <= average
 

@@ -17,7 +17,7 @@ from tests.plan.shapes import LLAVA_7B, llava
 
 
 def usage(request, text_lengths, num_images=1, shape=LLAVA_7B):
-    """Usage of a prompt of images, one between every two of the texts."""
+    """Usage of a prompt with one image between every two texts."""
     settings = resolve_settings(request, shape)
     entering = settings.num_entering(shape.vision.num_patches)
     starts = [sum(text_lengths[: idx + 1]) + idx * entering for idx in range(num_images)]
@@ -28,7 +28,7 @@ def usage(request, text_lengths, num_images=1, shape=LLAVA_7B):
 
 
 def test_one_image_and_34_text_tokens_under_aggressive():
-    """576 + 34 tokens in 32 layers are 19520 token-layers; 136, 85 and 34 in 16, 8 and 8 are 3128."""
+    """576 + 34 tokens in 32 layers are 19520 token-layers; 136, 85 and 34 tokens in 16, 8 and 8 layers are 3128."""
     assert usage("aggressive", [5, 29]) == {
         "visual_tokens": {"encoder": 576, "stage1": 102, "segments": [102, 51, 0], "layer_average": 63.75},
         "reduction": 0.8893,
@@ -66,7 +66,7 @@ def test_counts_are_totals_over_images():
 
 
 def test_images_side_by_side_are_counted_as_one_pool():
-    """floor(614 / 2) is one more than twice floor(307 / 2)."""
+    """One pool keeps floor(614 / 2) tokens, one more than two pools, which keep floor(307 / 2) each."""
     assert usage("light", [5, 0, 29], num_images=2)["visual_tokens"]["segments"] == [614, 307, 0]
     assert usage("light", [5, 8, 29], num_images=2)["visual_tokens"]["segments"] == [614, 306, 0]
 

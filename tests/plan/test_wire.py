@@ -1,4 +1,4 @@
-"""What crosses from the API to the engine: encoded, decoded, and refused where it does not fit."""
+"""The keys from the API to the engine: they are encoded, decoded, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def expected_plan(*guiding: int) -> RequestPlan:
     ],
     ids=["default", "all", "last", "salient", "no salient word", "salient words left out"],
 )
-def test_plan(extra_args: dict, guiding: tuple[int, ...]):
+def test_the_decoded_plan_has_the_segments_worked_out_by_hand(extra_args: dict, guiding: tuple[int, ...]):
     assert decode_plan({"duet_keep": KEEP, **extra_args}, 20, SPANS, 2) == expected_plan(*guiding)
 
 
@@ -77,7 +77,7 @@ def test_a_keep_that_rounds_to_every_token_is_no_plan():
     assert decode_plan({"duet_keep": [1.0]}, 5, [(1, 2)], 1) is None
     plan = decode_plan({"duet_keep": [0.99]}, 5, [(1, 2)], 1)
 
-    assert plan is not None  # floor(0.99) of one token is none
+    assert plan is not None  # floor(0.99) of one token is 0 tokens
     assert plan.segments[1].num_tokens == 4
 
 
@@ -98,7 +98,7 @@ def test_arguments_are_not_modified():
     ],
     ids=repr,
 )
-def test_keeps_that_cannot_be_served(keep: object):
+def test_keeps_that_cannot_be_served_are_refused(keep: object):
     with pytest.raises(SettingsError) as error:
         decode_plan({"duet_keep": keep}, 20, SPANS, 2)
 
@@ -121,7 +121,7 @@ def test_keeps_that_cannot_be_served(keep: object):
     ],
     ids=repr,
 )
-def test_guiding_rows_that_cannot_be_served(text: object, guide: object, message: str):
+def test_guiding_rows_that_cannot_be_served_are_refused(text: object, guide: object, message: str):
     with pytest.raises(SettingsError, match=message):
         decode_plan({"duet_keep": KEEP, "duet_guide": text, "duet_salient": guide}, 20, SPANS, 2)
 
@@ -183,7 +183,7 @@ def test_a_plan_is_decoded_as_it_was_encoded(guide: str, guiding: tuple[int, ...
 
 
 @pytest.mark.parametrize("counts", [[1, 0, 0], [577, 0, 4], [1, 576, 4], (72, 30, 4)], ids=repr)
-def test_counts_that_fit(counts: object):
+def test_counts_that_fit_are_accepted(counts: object):
     assert decode_stage1({"duet_stage1": counts}, 576) == Stage1Counts(*counts)
 
 
@@ -195,6 +195,6 @@ def test_counts_that_fit(counts: object):
     ],
     ids=repr,
 )
-def test_counts_that_cannot_be_served(counts: object):
+def test_counts_that_cannot_be_served_are_refused(counts: object):
     with pytest.raises(SettingsError, match=r"^duet_stage1 is .*, expected .*dominant - 1 \+ contextual at most 576"):
         decode_stage1({"duet_stage1": counts}, 576)

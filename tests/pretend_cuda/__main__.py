@@ -1,7 +1,7 @@
-"""Run pytest where one H100 is pretended: ``python tests/pretend_cuda [arguments of pytest]``.
+"""Run pytest with a pretended H100: ``python tests/pretend_cuda [arguments of pytest]``.
 
-The Python that runs this holds vLLM's CUDA build, which can be installed without a GPU. ``pretend_cuda/__init__.py``
-says what is pretended, and what a rehearsal does not show.
+The Python that runs this needs vLLM's CUDA build, which can be installed without a GPU. ``pretend_cuda/__init__.py``
+describes what is pretended, and what a rehearsal does not show.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 STUBS = REPOSITORY / "build" / "pretend_cuda"
 DRIVER = "libcuda.so.1"
-NOT_INITIALIZED = 3  # what every function of the stub answers
+NOT_INITIALIZED = 3  # every function of the stub returns this
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def build_driver_stub() -> None:
-    """NVIDIA's driver, which no package brings: libraries that link it find every function, and none is called."""
+    """Build a stub of NVIDIA's driver, which no package has. Libraries link its functions but never call them."""
     source = "\n".join(f"int {name}(void) {{ return {NOT_INITIALIZED}; }}" for name in driver_functions())
     STUBS.mkdir(parents=True, exist_ok=True)
     command = ["cc", "-shared", "-fPIC", "-w", "-x", "c", "-", f"-Wl,-soname,{DRIVER}", "-o", STUBS / DRIVER]
@@ -35,10 +35,10 @@ def build_driver_stub() -> None:
 
 
 def driver_functions() -> list[str]:
-    """Those of the driver that vLLM's libraries and Triton link.
+    """The driver's functions that vLLM's libraries and Triton link.
 
     Raises:
-        SystemExit: where vLLM's CUDA build is not installed.
+        SystemExit: if vLLM's CUDA build is not installed.
     """
     libraries = list(folder_of("vllm").rglob("*.so"))
     if not any(path.name.startswith("_vllm_fa3_C") for path in libraries):
@@ -60,7 +60,7 @@ def folder_of(package: str) -> Path:
 def environment() -> dict[str, str]:
     settings = {
         "TRITON_INTERPRET": "1",
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # its kernels would be compiled
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would compile its kernels
         "OMP_NUM_THREADS": "1",
     }
     folders = {"PYTHONPATH": HERE, "LD_LIBRARY_PATH": STUBS}

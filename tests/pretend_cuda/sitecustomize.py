@@ -1,4 +1,4 @@
-"""Python reads this at its start, in every process whose PYTHONPATH holds this folder."""
+"""Python imports this module at its start, in every process whose PYTHONPATH has this folder."""
 
 import pretend_cuda
 

@@ -1,4 +1,4 @@
-"""What the rehearsals stand on, tried in a process of its own, in which a device is pretended."""
+"""Tests the basis of the rehearsals, in a separate process with a pretended device."""
 
 from __future__ import annotations
 

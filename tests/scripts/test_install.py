@@ -1,4 +1,4 @@
-"""The installer's decisions; what pip does with them is what `make install` itself shows."""
+"""The installer's decisions. What pip does with them is tested by `make install` itself."""
 
 import os
 import shutil
@@ -78,7 +78,7 @@ def test_only_what_cannot_load_counts_as_broken(tmp_path, monkeypatch, body, sta
 
 @pytest.fixture
 def checkout(tmp_path):
-    """The Makefile and what its stamp depends on, with an installer that only counts."""
+    """The Makefile and the files that its stamp depends on, with an installer that only counts its runs."""
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
     (tmp_path / "scripts").mkdir()
     for name in ("pyproject.toml", "scripts/install.py", "scripts/torchvision_operators.py"):
@@ -121,7 +121,7 @@ def test_make_hands_on_the_device(checkout):
 
 
 def make_dry(checkout, *arguments):
-    """What make would run."""
+    """The commands that make would run."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", "-n", *arguments], cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""The import hook that lets a torchvision without its compiled operators be imported."""
+"""The import hook with which a torchvision without compiled operators can be imported."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def describe(dets, scores, iou_threshold):
 
 @pytest.fixture
 def torchvision(tmp_path):
-    """Writes a torchvision whose import goes the real one's way, with or without compiled operators."""
+    """Writes a torchvision whose import works like the real one's, with or without compiled operators."""
 
     def write(has_ops, operators=("nms", "qnms")):
         package = tmp_path / "torchvision"
@@ -34,10 +34,10 @@ def torchvision(tmp_path):
 
 
 def run_python(code, *folders):
-    """Runs the code in a fresh interpreter that the hook is installed in, as a `.pth` file would install it."""
+    """Runs code in a new interpreter in which the hook is installed as by a `.pth` file."""
     path = [str(SCRIPTS), *map(str, folders)]
     prologue = f"import sys; sys.path[:0] = {path}; import torchvision_operators as hook; hook.install(); "
-    # -S keeps out the hook that the environment itself may carry; -I its variables. The packages come by path.
+    # -S excludes a hook that the environment may have, and -I its variables. The packages are added by path.
     site_packages = [entry for entry in sys.path if entry.endswith("site-packages")]
     command = [sys.executable, "-I", "-S", "-c", f"{prologue}sys.path += {site_packages}; {code}"]
     return subprocess.run(command, capture_output=True, text=True)
@@ -62,7 +62,7 @@ def test_a_torchvision_with_its_own_operators_is_left_alone(torchvision):
 
 
 def test_without_the_hook_the_import_fails(torchvision):
-    """What the hook is for; when this fails, torch has changed and the hook may not be needed any more."""
+    """Shows why the hook is needed. If this fails, torch has changed and the hook may no longer be needed."""
     result = run_python("sys.meta_path.remove(hook.OperatorFinder); import torchvision", torchvision(has_ops=False))
     assert "operator torchvision::nms does not exist" in result.stderr
 

@@ -1,4 +1,4 @@
-"""A host of pictures on loopback, over HTTPS with a certificate of its own."""
+"""A loopback host that serves pictures over HTTPS with its own certificate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ADDRESS = "127.0.0.2"
 
 
 def write_certificate(folder: Path) -> Path:
-    """A PEM file of a key and a certificate for ADDRESS that it signs itself, good for a day."""
+    """Write a PEM file with a key and a self-signed certificate for ADDRESS, valid for a day."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, ADDRESS)])
     now = datetime.now(UTC)
@@ -38,7 +38,7 @@ def write_certificate(folder: Path) -> Path:
 
 @contextmanager
 def picture_host(folder: Path, certificate: Path) -> Iterator[str]:
-    """The URL under which the files of ``folder`` lie."""
+    """Serve the files of ``folder``. Yields their base URL."""
     listener = ThreadingHTTPServer((ADDRESS, 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

@@ -1,4 +1,4 @@
-"""A server in a process of its own, reached over HTTP as its users reach it."""
+"""A server in a separate process, used over HTTP like a real server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx
 from benchmarks.servers import running_process
 
 SMALL = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--kv-cache-memory-bytes", "134217728")
-STOCK = "none"  # of VLLM_PLUGINS: vLLM loads no plugin of this name, and so none at all
+STOCK = "none"  # value of VLLM_PLUGINS: there is no plugin with this name, so vLLM loads none
 
 
 class RunningServer:
@@ -25,7 +25,7 @@ class RunningServer:
         self.client = httpx.Client(base_url=base_url, timeout=120)
 
     def ask(self, content: Any, **fields: Any) -> dict[str, Any]:
-        """Greedy chat completion of one user message, 12 tokens whatever they are, with their ids."""
+        """Greedy chat completion of one user message: 12 tokens (EOS is ignored), with their ids."""
         response = self.client.post("/v1/chat/completions", json=chat(content, **fields))
         assert response.status_code == 200, response.text
         return response.json()
@@ -54,7 +54,7 @@ def token_ids(answer: dict[str, Any]) -> list[int]:
 
 @contextmanager
 def running_server(log: Path, words: Sequence[str], **environment: str) -> Iterator[RunningServer]:
-    """``words`` follow ``python -m``."""
+    """Start ``python -m`` with ``words``."""
     environment = {"NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
     with running_process([sys.executable, "-m", *words], log, **environment) as url:
         yield RunningServer(url)
@@ -65,6 +65,6 @@ def duet_server(log: Path, checkpoint: Path, *flags: str, **environment: str) ->
 
 
 def stock_server(log: Path, checkpoint: Path, *flags: str) -> Any:
-    """The pinned vLLM without our plugin, by its module: its CPU wheel's own command does not start."""
+    """The pinned vLLM without our plugin, started as a module, because the CPU wheel's own command does not start."""
     words = ["vllm.entrypoints.openai.api_server", "--model", str(checkpoint), *SMALL, *flags]
     return running_server(log, words, VLLM_PLUGINS=STOCK)

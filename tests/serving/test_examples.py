@@ -1,4 +1,4 @@
-"""The example without a server, on the demo model; the others run where a server runs already."""
+"""The example that needs no server, with the demo model. Other examples are tested with running servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run_example(name: str, *argv: str) -> str:
-    """What an example prints."""
+    """The output of an example."""
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, str(EXAMPLES / name), *argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)

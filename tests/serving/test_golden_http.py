@@ -1,4 +1,4 @@
-"""The authors' tokens through a running server: pictures as data URLs, alone and among others."""
+"""The authors' tokens from a running server: pictures as data URLs, alone and together with other requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_case_alone(server, model):
 
 
 def check_preview(server: RunningServer, case: GoldenCase) -> None:
-    """The authors' selection in the pictures' terms: CLS, dominant patches ascending, merged ones."""
+    """Compare a preview with the authors' selection: CLS, dominant patches in ascending order, merged patches."""
     body = chat(picture_and_text(case.picture_path, case.question), compression=case.compression)
     (picture,) = server.client.post("/v1/compression/preview", json=body).json()["patches"]
     tokens = ["cls", *sorted(case.dominant_patch_indices), *(("merged", idx) for idx in range(case.contextual))]
@@ -74,7 +74,7 @@ def test_all_cases_at_once_with_others_among_them(server, model):
 
 
 def test_pictures_over_several_turns(server, model):
-    """A picture in each of two turns, ranked apart; against the Hugging Face implementation on the same prompt."""
+    """Two turns with one picture each, which are ranked separately, against the Hugging Face implementation."""
     first, second = golden_cases(model)[:2]
     messages = [
         {"role": "user", "content": picture_and_text(first.picture_path, first.question)},

@@ -1,4 +1,4 @@
-"""The life of a server: a stalled engine, SIGTERM with requests in flight, an engine that is killed, and the log."""
+"""The life of a server: a stalled engine, SIGTERM with requests in flight, a killed engine, and the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.serving.running_server import RunningServer, chat, duet_server
 CHECKPOINT = checkpoint_path("llava_gqa")
 NUM_IN_FLIGHT = 16
 MAX_TOKENS = 600
-# Written by C++, or before a process has been told how to log.
+# Lines from C++ code, or from before a process has configured its logging.
 NOT_LOGGED = ("Triton is installed", "[W", "nanobind:", " - ", "See https://nanobind")
 
 
@@ -65,7 +65,7 @@ def assert_turned_away(response: httpx.Response) -> None:
 
 @contextmanager
 def held_still(engine: psutil.Process) -> Iterator[None]:
-    """What is sent meanwhile stays in flight, however fast the engine is."""
+    """Requests that are sent meanwhile stay in flight, even with a fast engine."""
     engine.suspend()
     try:
         yield
@@ -74,7 +74,7 @@ def held_still(engine: psutil.Process) -> Iterator[None]:
 
 
 class InFlight:
-    """As many requests as NUM_IN_FLIGHT, every other one a stream."""
+    """NUM_IN_FLIGHT requests; every second one is a stream."""
 
     def __init__(self, server: RunningServer) -> None:
         self.client = httpx.AsyncClient(base_url=server.base_url, timeout=120)
@@ -97,7 +97,7 @@ def num_accepted(metrics: httpx.Response) -> float:
 
 
 def num_tokens(response: httpx.Response) -> int:
-    """Of a finished answer, whole or streamed."""
+    """The number of tokens of a finished answer, whole or streamed."""
     if not response.headers["content-type"].startswith("text/event-stream"):
         return response.json()["usage"]["completion_tokens"]
     *events, last = [line.removeprefix("data: ") for line in response.text.splitlines() if line]

@@ -1,4 +1,4 @@
-"""What the README shows of the demo model, on the server that starts when no model is named."""
+"""The README's examples, on the demo model's server, which starts when no model is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``duet-server run-batch``, a process that answers a file and ends."""
+"""``duet-server run-batch``, a process that answers a file of requests and ends."""
 
 from __future__ import annotations
 

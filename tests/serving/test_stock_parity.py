@@ -1,4 +1,4 @@
-"""Without compression the server is vLLM: the same tokens and log probabilities."""
+"""Without compression, the server gives the same tokens and log probabilities as vLLM."""
 
 from __future__ import annotations
 

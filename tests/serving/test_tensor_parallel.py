@@ -1,4 +1,4 @@
-"""Two tensor-parallel ranks keep the same tokens and answer alike."""
+"""Two tensor-parallel ranks keep the same tokens and give the same answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.serving.test_golden_http import ask, check_preview
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
 def test_golden_tokens_on_two_ranks(tmp_path, model):
-    # Left alone, vLLM wants a memory node for every rank.
+    # By default, vLLM needs one memory node per rank.
     bind = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with duet_server(tmp_path / "log", checkpoint_path(model), "--tensor-parallel-size", "2", **bind) as server:
         for case in golden_cases(model):

@@ -23,7 +23,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_keys_go_to_whom_they_belong(tmp_path):
+def test_keys_go_to_duet_or_to_transformers(tmp_path):
     config = write(tmp_path, "compression: {visual_tokens: 64}\nlearning_rate: 1e-4\nseed: 5\n")
     duet, training = read_arguments(config, [*PATHS, "train=[projector]", "seed=6"])
 
@@ -33,7 +33,7 @@ def test_keys_go_to_whom_they_belong(tmp_path):
     assert training.remove_unused_columns is False
 
 
-def test_words_stay_words_and_numbers_are_numbers(tmp_path):
+def test_yaml_words_stay_words_and_numbers_are_numbers(tmp_path):
     config = write(tmp_path, "compression: off\nsave_strategy: no\nbf16: false\nweight_decay: 1E-2\nmax_steps: 3")
     duet, training = read_arguments(config, PATHS)
     assert (duet.compression, training.save_strategy, training.bf16) == ("off", "no", False)
@@ -61,12 +61,12 @@ def test_our_own_configurations_are_read(config: Path):
     ("text", "message"),
     [
         ("learning_rat: 1", "no key 'learning_rat'; did you mean learning_rate?"),
-        ("xyzzy: 1", "no key 'xyzzy', of DUET or"),
-        ("save_strategy: sometimes", "transformers refuses .*sometimes"),
+        ("xyzzy: 1", "no key 'xyzzy' in DUET or"),
+        ("save_strategy: sometimes", "transformers rejects .*sometimes"),
         ("train: [encoder]", "train is 'encoder', expected one of tower, projector, language_model"),
         ("train: projector", "train is 'projector', expected a list"),
         ("train: [projector]\nlora: {r: 8}", "train must list language_model"),
-        ("train: [tower, language_model]\nlora: {r: 8}", "and no tower"),
+        ("train: [tower, language_model]\nlora: {r: 8}", "but not tower"),
         ("lora: off", "lora is 'off', expected arguments of PEFT"),
         ("resume: no", "resume is 'no', expected true or false"),
         ("gradient_checkpointing: off", "gradient_checkpointing is 'off'"),
@@ -77,11 +77,11 @@ def test_our_own_configurations_are_read(config: Path):
         ("dtype: float16", "dtype is 'float16', expected one of float32, bfloat16"),
         ("lora: {r: 8}\ndtype: bfloat16", "needs bf16: true"),
         ("label_smoothing_factor: 0.1", "label_smoothing_factor is 0.1, expected 0"),
-        ("resume_from_checkpoint: last", "resume goes on from the last checkpoint"),
+        ("resume_from_checkpoint: last", "expected resume: true, for the last checkpoint in output_dir"),
         ("save_only_model: true", "expected resume: false"),
-        ("model: ''", "does not say model"),
-        ("[1, 2]", "holds no keys"),
-        ("a: [", "is no YAML"),
+        ("model: ''", "does not set model"),
+        ("[1, 2]", "has no keys"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text: str, message: str):
@@ -90,8 +90,8 @@ def test_mistakes_are_named(tmp_path, text: str, message: str):
         read_arguments(write(tmp_path, text), overrides)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_and_values_are_named(tmp_path):
     with pytest.raises(ConfigError, match="there is no configuration"):
         read_arguments(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="'seed' is no override, expected key=value"):
+    with pytest.raises(ConfigError, match="override is 'seed', expected key=value"):
         read_arguments(write(tmp_path, "seed: 1"), ["seed"])

@@ -1,4 +1,4 @@
-"""Places of a padded batch's rows at a boundary, written out by hand."""
+"""The rows of a padded batch at a boundary, worked out by hand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_later_boundaries_count_in_closed_up_rows():
     assert boundary.ranked.guiding_keys.tolist() == [3, 4, 11, 14]
 
 
-def test_nothing_is_planned_where_nothing_drops():
+def test_a_boundary_where_nothing_drops_is_none():
     assert plan(1.0) == [None]
     first, second = plan(1.0, 0.0)
     assert first is None
@@ -76,7 +76,7 @@ def test_a_pool_without_guides_cannot_drop():
 
 
 def test_padding_stays_until_something_drops():
-    """Rows before the second boundary are still counted by the width of the batch."""
+    """Rows before the second boundary are still numbered by the original width of the batch."""
     wide = [np.pad(rows, ((0, 0), (0, 3))) for rows in (IS_VISUAL, GUIDING)]
     first, second = plan_boundaries(*wide, LENGTHS, [1.0, 0.0], torch.device("cpu"))
     assert first is None

@@ -1,4 +1,4 @@
-"""Batches as the model's forward takes them."""
+"""Batches for the model's forward pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def processor() -> LlavaProcessor:
 
 @pytest.fixture
 def picture(tmp_path):
-    """Write a picture of noise; its path."""
+    """Write a picture of noise. Returns its path."""
 
     def write(name: str, size=(168, 168), seed: int = 0) -> str:
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -42,7 +42,7 @@ def picture(tmp_path):
 
 
 def dataset(*records: tuple[list[str], str, str], max_length: int = 2000) -> ConversationDataset:
-    """Of records (pictures, question, answer)."""
+    """A dataset of records (pictures, question, answer)."""
     rows = [
         Record(idx, f"id{idx}", tuple(paths), (Turn("user", question), Turn("assistant", answer)))
         for idx, (paths, question, answer) in enumerate(records)
@@ -159,7 +159,7 @@ def test_pictures_are_upright(tmp_path):
     drawn = Image.new("RGB", (2, 1), "white")
     drawn.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # must be turned by 90 degrees clockwise
     drawn.save(tmp_path / "a.png", exif=exif)
     read = read_picture(str(tmp_path / "a.png"))
     assert [read.size, read.getpixel((0, 0)), read.getpixel((0, 1))] == [(1, 2), (255, 0, 0), (255, 255, 255)]
@@ -180,18 +180,18 @@ def test_a_broken_picture_is_refused(picture, broken):
     batch = samples(([picture("a.png")], "<image>\nWhat?", "A"), ([broken], "<image>\nWhat?", "A"))
     with pytest.raises(BadDataError) as raised:
         collator()(batch)
-    expected = f"record 1 (id 'id1'): picture {broken} cannot be decoded, expected a whole image file: "
+    expected = f"record 1 (id 'id1'): picture {broken} cannot be decoded, expected a complete image file: "
     assert str(raised.value).startswith(f"batch: bad data\n{expected}")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", None], ids=["empty", "text", "head", "gone"]
 )
-def test_files_that_are_no_pictures(tmp_path, content):
+def test_files_that_are_no_pictures_are_refused(tmp_path, content):
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(BadDataError, match=r"a\.png cannot be decoded, expected a whole image file: "):
+    with pytest.raises(BadDataError, match=r"a\.png cannot be decoded, expected a complete image file: "):
         read_picture(str(path))
 
 
@@ -213,8 +213,8 @@ def test_a_sample_that_is_too_long_is_left_out(picture, caplog):
         batch = collator(on_bad_data="skip")(list(rows))
     assert batch["input_ids"].tolist() == [tokens("<s>USER: Hm? ASSISTANT: A</s>")]
     assert "pixel_values" not in batch
-    assert caplog.messages[0].startswith("batch: left out: record 0 (id 'id0'): the conversation takes 171 tokens")
-    with pytest.raises(BadDataError, match=r"record 0 \(id 'id0'\): the conversation takes 171 tokens"):
+    assert caplog.messages[0].startswith("batch: left out: record 0 (id 'id0'): the conversation has 171 tokens")
+    with pytest.raises(BadDataError, match=r"record 0 \(id 'id0'\): the conversation has 171 tokens"):
         collator()(list(rows))
 
 
@@ -241,7 +241,7 @@ def drawn(collate: Collator, num: int = 30) -> list[CompressionSettings]:
     return [collate([rows[idx]])["compression"] for idx in range(num)]
 
 
-def test_settings_are_drawn_anew_and_again_the_same():
+def test_settings_are_drawn_per_batch_and_repeat_with_the_seed():
     first = drawn(collator(OFF, SMALL, SALIENT, seed=1))
     assert set(first) == {OFF, SMALL, SALIENT}
     assert drawn(collator(OFF, SMALL, SALIENT, seed=1)) == first

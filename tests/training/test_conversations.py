@@ -1,4 +1,4 @@
-"""What is learnt and what guides, token by token; a single turn's prompt against what a server makes of it."""
+"""Learned and guiding tokens, token by token, and a single turn's prompt against a server's prompt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ each_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMP
 
 @cache
 def byte_processor(template: str = LLAVA_HF) -> LlavaProcessor:
-    """One token a byte."""
+    """One token per byte."""
     processor = AutoProcessor.from_pretrained(checkpoint_path("llava_mha"))
     processor.chat_template = template
     return processor
@@ -49,7 +49,7 @@ def byte_processor(template: str = LLAVA_HF) -> LlavaProcessor:
 
 @cache
 def bpe_processor(template: str = LLAVA_HF) -> LlavaProcessor:
-    """Words take their leading space along."""
+    """A word's token includes the space before it."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe(), bos_token="<s>", eos_token="</s>")
     return LlavaProcessor(byte_processor().image_processor, tokenizer, patch_size=14, chat_template=template)
 
@@ -111,7 +111,7 @@ TWO_WITH_LINES = (
     ids=TEMPLATES.keys(),
 )
 @each_processor
-def test_one_turn(make_processor, template, text):
+def test_text_and_labels_of_one_turn(make_processor, template, text):
     processor = make_processor(template)
     encoded = encode(processor, CAT)
     assert text_of(processor, encoded) == text
@@ -132,7 +132,7 @@ def test_one_turn(make_processor, template, text):
     ids=TEMPLATES.keys(),
 )
 @each_processor
-def test_two_turns(make_processor, template, text):
+def test_text_and_labels_of_two_turns(make_processor, template, text):
     processor = make_processor(template)
     encoded = encode(processor, TWO)
     assert text_of(processor, encoded) == text
@@ -167,7 +167,7 @@ def test_an_answer_has_one_eos_and_no_space_at_its_ends(template, answer):
     ],
     ids=["first", "last", "within", "alone", "adjacent", "interleaved"],
 )
-def test_where_pictures_go(question, prompt):
+def test_a_single_picture_comes_first_and_several_stay_at_their_marks(question, prompt):
     processor = byte_processor(WITH_EOS)
     assert text_of(processor, encode(processor, turns(question, "A"))) == f"{prompt}ASSISTANT: A</s>"
 
@@ -178,7 +178,7 @@ def test_an_image_token_that_is_no_mark_is_bad_data():
         encode(processor, CAT)
 
 
-def test_a_template_that_rewrites_what_it_wrote():
+def test_a_template_that_rewrites_its_text_is_refused():
     processor = byte_processor("{{ messages | length }}")
     with pytest.raises(ValueError, match="the chat template does not continue '1' but renders '2'"):
         encode(processor, CAT)
@@ -231,7 +231,7 @@ def test_nothing_before_the_first_picture_guides(text, rows):
         ("last", [":", ":"]),
     ],
 )
-def test_a_picture_in_every_turn(text, rows):
+def test_guiding_rows_with_a_picture_in_every_turn(text, rows):
     processor = byte_processor()
     encoded = encode(processor, turns("<image>\nWhat?", "A cat.", "<image>\nBig?", "Yes."))
     assert [run.strip(" ") for run in guiding(processor, encoded, text)] == rows
@@ -246,7 +246,7 @@ def test_without_pictures_nothing_guides():
 
 
 def served(processor, parts: list[dict], num_visual: int) -> tuple[list[int], dict[str, list[int]]]:
-    """A chat completion's prompt, images expanded, and the rows that guide under every choice of text."""
+    """A chat completion's prompt with expanded images, and its guiding rows for every choice of `guide`."""
     chat = [{"role": "user", "content": parts}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     ids: list[int] = []
@@ -262,7 +262,7 @@ def served(processor, parts: list[dict], num_visual: int) -> tuple[list[int], di
 
 
 def expand(processor, encoded: EncodedConversation, num_visual: int) -> tuple[list[int], dict[str, list[int]]]:
-    """The tokens up to the answer, pictures expanded, and the guiding rows of the whole conversation."""
+    """The tokens up to the answer with expanded pictures, and the guiding rows of the whole conversation."""
     repeats = [num_visual if token == processor.image_token_id else 1 for token in encoded.input_ids]
 
     def expanded(column: list) -> list:
@@ -322,13 +322,13 @@ def cut(*texts: str, max_length: int, num_visual: int = 10) -> EncodedConversati
     return truncate(encode(byte_processor(), turns(*texts)), IMAGE_TOKEN_ID, num_visual, max_length)
 
 
-def test_what_fits_stays_as_it_is():
+def test_a_conversation_that_fits_is_unchanged():
     whole = encode(byte_processor(), CAT)
     num_rows = len(whole.input_ids) + 9
     assert truncate(whole, IMAGE_TOKEN_ID, 10, num_rows) is whole
 
 
-def test_the_end_is_cut():
+def test_a_long_conversation_is_cut_at_its_end():
     whole = encode(byte_processor(), TWO)
     num_rows = len(whole.input_ids) + 9
     for num_cut in (1, 5, 30):
@@ -346,14 +346,14 @@ def test_one_token_of_an_answer_is_enough():
     with pytest.raises(BadDataError) as raised:
         cut("<image>\nWhat is it?", "A cat.", max_length=num_prompt_rows)
     assert str(raised.value) == (
-        f"the conversation takes {num_prompt_rows + 8} tokens and has no answer after its last picture "
-        f"within the first {num_prompt_rows}, expected a shorter one or a larger max_length"
+        f"the conversation has {num_prompt_rows + 8} tokens and no answer after its last picture "
+        f"within the first {num_prompt_rows}, expected a shorter conversation or a larger max_length"
     )
 
 
 @pytest.mark.parametrize("max_length", range(30, 80, 10))
 def test_no_picture_is_cut(max_length):
-    """The first answer ends at row 30; the second picture, and what asks about it, takes the next 50."""
+    """The first answer ends at row 30; the second picture and the question about it take the next 50 rows."""
     texts = ("Hi there?", "Yes?", "<image>", "A")
     with pytest.raises(BadDataError, match="no answer after its last picture"):
         cut(*texts, max_length=max_length, num_visual=50)
@@ -362,5 +362,5 @@ def test_no_picture_is_cut(max_length):
 def test_text_alone_is_cut_to_an_answer():
     whole = encode(byte_processor(), turns("Hi", "Yes"))
     assert learnt(byte_processor(), cut("Hi", "Yes", max_length=len(whole.input_ids) - 2)) == [" Ye"]
-    with pytest.raises(BadDataError, match="has no answer within the first 10, expected"):
+    with pytest.raises(BadDataError, match="and no answer within the first 10, expected"):
         cut("Hi", "Yes", max_length=10)

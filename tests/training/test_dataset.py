@@ -1,4 +1,4 @@
-"""Samples of a dataset, and the problems that only tokens show."""
+"""Samples of a dataset, and problems that are found only after tokenization."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dataset(max_length: int = 1000) -> ConversationDataset:
 
 
 @pytest.mark.parametrize("idx", [0, 2], ids=["picture", "text_only"])
-def test_a_sample(idx):
+def test_a_sample_has_tokens_guides_and_paths(idx):
     record = RECORDS[idx]
     encoded = encode(processor(), record.turns)
     assert dataset()[idx] == {
@@ -57,8 +57,8 @@ def test_a_sample_without_room_for_its_answer_is_a_problem():
 
 
 TOO_LONG = (
-    "the conversation takes 58 tokens and has no answer after its last picture within the first 40, "
-    "expected a shorter one or a larger max_length"
+    "the conversation has 58 tokens and no answer after its last picture within the first 40, "
+    "expected a shorter conversation or a larger max_length"
 )
 
 

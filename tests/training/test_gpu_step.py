@@ -1,4 +1,4 @@
-"""One training step on a GPU beside the same one on the CPU."""
+"""One training step on a GPU against the same step on the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def step(device: str) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-    """Loss, held rows, and what AdamW makes of every weight."""
+    """Loss, held rows, and every weight after a step of AdamW."""
     model = learning().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-3)  # far above the noise of small gradients
     inputs = batch("llava_gqa", SETTINGS.num_entering(NUM_PATCHES))
@@ -24,7 +24,7 @@ def step(device: str) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
     return output.loss.detach().cpu(), tuple(rows.cpu() for rows in output.held_rows), weights
 
 
-def test_a_step_is_the_cpus():
+def test_a_step_on_a_gpu_equals_one_on_the_cpu():
     (loss, held, weights), (expected_loss, expected_held, expected) = step("cuda"), step("cpu")
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
     assert all(rows.equal(expected_rows) for rows, expected_rows in zip(held, expected_held, strict=True))

@@ -11,7 +11,7 @@ from duet_training.modeling import IGNORED, DuetLlava, DuetOutput
 
 IMAGE, NUM_PATCHES, NUM_ENTERING = 9, 16, 7
 SETTINGS = CompressionSettings(4, 3, 2, (0.6, 0.3), "all", "custom")
-STEP = 1e-3  # norms, merges and the loss compute in float32, whatever the weights are
+STEP = 1e-3  # norms, merges and the loss are computed in float32 for weights of any dtype
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def model() -> DuetLlava:
     torch.manual_seed(2)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
     model = DuetLlava(config).double().train()
-    for weight in model.model.vision_tower.parameters():  # CLIP's own start is so small that a step would be a leap
+    for weight in model.model.vision_tower.parameters():  # STEP would be too large for CLIP's small initial weights
         torch.nn.init.normal_(weight, std=0.3)
     model.boundaries = (1, 3)
     return model
@@ -44,7 +44,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def test_gradients_are_slopes(model: DuetLlava, inputs: dict[str, torch.Tensor]):
-    """Of every weight that is used and of the pixels, along the gradient itself; what is kept is a constant."""
+    """Slopes along the gradient, for every used weight and for the pixels; the choice of tokens is a constant."""
     pixels = inputs["pixel_values"].clone().requires_grad_()
     output = model(**{**inputs, "pixel_values": pixels}, compression=SETTINGS)
     assert [int((rows >= 0).sum()) for rows in output.held_rows] == [24, 18, 14]
@@ -53,7 +53,7 @@ def test_gradients_are_slopes(model: DuetLlava, inputs: dict[str, torch.Tensor])
     assert any("vision_tower.encoder.layers.1" in name for name in used)
     tensors = [(name, weight.data, weight.grad) for name, weight in used.items()]
     for name, tensor, gradient in [*tensors, ("pixel_values", inputs["pixel_values"], pixels.grad)]:
-        if gradient.norm() < 1e-4:  # keys' biases shift all logits of a query alike
+        if gradient.norm() < 1e-4:  # biases of keys shift all logits of a query equally
             assert name.endswith("k_proj.bias"), name
             continue
         ahead, behind = (_output_at(model, inputs, tensor, step * gradient / gradient.norm()) for step in (STEP, -STEP))

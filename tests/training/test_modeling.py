@@ -28,7 +28,7 @@ def load(model: str) -> DuetLlava:
 
 
 def learning() -> DuetLlava:
-    """A model of its own, all of which takes gradients."""
+    """A new model in which all weights get gradients."""
     return DuetLlava.from_pretrained(checkpoint_path("llava_gqa"), dtype=torch.float32).train()
 
 
@@ -38,7 +38,7 @@ def settings_of(case: GoldenCase) -> CompressionSettings:
 
 @torch.no_grad()
 def run_golden(case: GoldenCase) -> tuple[DuetOutput, dict[str, Tensor]]:
-    """The prompt and the authors' tokens but the last in one forward, and what entered projector and decoder."""
+    """One forward of the prompt and the authors' tokens except the last; also the projector's and decoder's inputs."""
     model = load(case.model)
     model.boundaries = tuple(case.boundaries)
     ids = torch.tensor([[*case.expanded_token_ids, *case.tokens[:-1]]])
@@ -77,7 +77,7 @@ def test_golden_cases(case: GoldenCase):
 
 
 def batch(model: str, num_entering: int) -> dict[str, Tensor]:
-    """One picture and a long text; two pictures apart; text alone. Padded, the last three tokens are to be learnt."""
+    """One picture and a long text; two separate pictures; text alone. Padded; the last three tokens are learned."""
     generator = torch.Generator().manual_seed(7)
     image = [IMAGE_TOKEN_ID] * num_entering
     prompts = [[1, *image, *range(40, 52)], [1, 30, *image, 31, 32, *image, 33, 34, 35, 36], [1, 20, 21, 22, 23]]
@@ -106,7 +106,7 @@ def test_nothing_to_drop_is_plain_llava(model: str):
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
 def test_a_batch_is_its_samples_alone(model: str):
-    """The oracle runs each prompt by itself, without padding, on code of its own."""
+    """The oracle runs each prompt alone, without padding and with independent code."""
     duet, inputs = load(model), batch(model, SETTINGS.num_entering(NUM_PATCHES))
     duet.boundaries = (3, 6)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_labels_are_shortened_with_the_sequence():
 
 
 def test_answers_never_guide():
-    """By default the text whose label is to be learnt is no guide, so another answer leaves the choice as it is."""
+    """By default, text with a learned label does not guide, so another answer does not change the choice."""
     duet, inputs = load("llava_mha"), batch("llava_mha", SETTINGS.num_entering(NUM_PATCHES))
     duet.boundaries = (4, 6)
     answers = inputs["labels"] != IGNORED
@@ -172,7 +172,7 @@ def test_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("compression", [OFF, SETTINGS], ids=["off", "compressed"])
 def test_checkpointing_leaves_a_frozen_tower_alone(compression: CompressionSettings):
-    """It asks of inputs to take gradients, and would run a tower backwards that learns nothing."""
+    """Checkpointing makes inputs require gradients, and would run the backward pass of a tower that learns nothing."""
     model = learning()
     model.model.vision_tower.requires_grad_(False)
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -204,15 +204,15 @@ def test_nothing_to_learn_is_no_loss(num_items: Tensor | int | None):
     ],
     ids=["keep", "counts", "guides"],
 )
-def test_what_does_not_fit_is_refused(change: dict, message: str):
+def test_inputs_that_do_not_match_are_refused(change: dict, message: str):
     duet, inputs = load("llava_gqa"), batch("llava_gqa", SETTINGS.num_entering(NUM_PATCHES))
     duet.boundaries = (4, 6)
     with pytest.raises(ValueError, match=message):
         duet(**{**inputs, "compression": SETTINGS, **change})
 
 
-def test_text_alone_is_looked_at_too():
-    """So that the processes of a distributed run call the same modules; it changes nothing."""
+def test_text_alone_runs_the_tower_too():
+    """The processes of a distributed run must call the same modules; the result does not change."""
     model = learning()
     ids = torch.tensor([[1, 20, 21, 22, 23]])
     output = model(ids, labels=ids, compression=SETTINGS)
@@ -229,7 +229,7 @@ def test_image_tokens_need_their_pictures():
 
 
 def test_bfloat16_gradients_are_near_those_of_float32():
-    """Where rounding cannot change what is kept."""
+    """In a case in which rounding cannot change the kept tokens."""
     inputs, gradients = batch("llava_gqa", NUM_PATCHES), []
     settings = dataclasses.replace(OFF, keep=(1.0, 0.0))
     for dtype in (torch.float32, torch.bfloat16):

@@ -11,7 +11,7 @@ def checkpoint(tmp_path_factory):
     return write_llava(tmp_path_factory.mktemp("random"), TOWER_SIZES, DECODER_SIZES, config={"mark": True})
 
 
-def test_it_is_a_small_llava(checkpoint):
+def test_the_checkpoint_is_a_small_llava(checkpoint):
     config = AutoConfig.from_pretrained(checkpoint)
     assert config.model_type == "llava"
     assert (config.vision_config.image_size // config.vision_config.patch_size) ** 2 == 576
@@ -48,6 +48,6 @@ def test_answers_are_printable(checkpoint):
     assert len(answer) > 10
 
 
-def test_it_is_always_the_same(checkpoint, tmp_path):
+def test_the_checkpoint_is_always_the_same(checkpoint, tmp_path):
     again = write_llava(tmp_path, TOWER_SIZES, DECODER_SIZES)
     assert (again / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()

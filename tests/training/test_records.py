@@ -1,4 +1,4 @@
-"""LLaVA's layout: what is read, and how everything that is wrong with it is named."""
+"""Data in LLaVA's format: the records that are read, and the messages for all kinds of bad data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT_ONLY = {"id": "text", "conversations": [{"from": "human", "value": "Who are
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of pictures: ``a.png`` and ``train/b.png``; ``outside.png`` lies beside it."""
+    """A folder of pictures: ``a.png`` and ``train/b.png``; ``outside.png`` is next to the folder."""
     images = tmp_path / "images"
     (images / "train").mkdir(parents=True)
     for path in (images / "a.png", images / "train" / "b.png", tmp_path / "outside.png"):
@@ -40,7 +40,7 @@ def human(value: str) -> dict:
 
 
 def problems_of(folder, bad) -> list[str]:
-    """What is said of a record between two good ones."""
+    """The problems of a record between two good ones."""
     records, problems = read_records(write(folder, [TEXT_ONLY, bad, row()]), folder, "skip")
     assert [record.index for record in records] == [0, 2]
     assert {problem.index for problem in problems} == {1}
@@ -83,18 +83,21 @@ def test_a_folder_of_links_may_lead_elsewhere(folder):
     [
         (row("gone.png"), "picture {folder}/gone.png is missing, expected a file"),
         (row("train"), "picture {folder}/train is missing, expected a file"),
-        (row("../outside.png"), "picture '../outside.png' leaves the image folder, expected a path inside {folder}/"),
-        (row("/etc/hostname"), "picture '/etc/hostname' leaves the image folder, expected a path inside {folder}/"),
+        (
+            row("../outside.png"),
+            "picture '../outside.png' is outside the image folder, expected a path inside {folder}/",
+        ),
+        (row("/etc/hostname"), "picture '/etc/hostname' is outside the image folder, expected a path inside {folder}/"),
         (
             row("../images2/a.png"),
-            "picture '../images2/a.png' leaves the image folder, expected a path inside {folder}/",
+            "picture '../images2/a.png' is outside the image folder, expected a path inside {folder}/",
         ),
         (row(5), "image is 5, expected a path or a list of paths"),
         (row(["a.png", None]), "image is ['a.png', None], expected a path or a list of paths"),
     ],
     ids=["missing", "folder", "above", "absolute", "sibling", "number", "list"],
 )
-def test_pictures(folder, bad, text):
+def test_bad_pictures_are_named(folder, bad, text):
     marks = len(bad["image"]) if isinstance(bad["image"], list) else 1
     bad = {**bad, "conversations": [human("<image>" * marks + "What?"), ANSWER]}
     assert problems_of(folder, bad) == [text.format(folder=folder)]
@@ -110,7 +113,7 @@ def test_pictures(folder, bad, text):
         ([], "<image>\nWhat?", "no pictures for 1 <image> mark"),
     ],
 )
-def test_marks(folder, image, question, found):
+def test_a_wrong_number_of_marks_is_named(folder, image, question, found):
     expected = f"{found}, expected one mark in the human turns for each picture"
     assert problems_of(folder, row(image, human(question), ANSWER)) == [expected]
 
@@ -135,7 +138,7 @@ def test_marks(folder, image, question, found):
         ),
     ],
 )
-def test_turns(folder, turns, text):
+def test_bad_turns_are_named(folder, turns, text):
     assert problems_of(folder, {"id": "bad", "image": "a.png", "conversations": turns}) == [text]
 
 
@@ -148,7 +151,7 @@ def test_all_that_is_wrong_with_a_record_is_named(folder):
     ]
 
 
-def test_a_record_that_is_no_object(folder):
+def test_a_record_that_is_no_object_is_named(folder):
     assert problems_of(folder, "cat") == ["it is 'cat', expected an object with id, image and conversations"]
 
 
@@ -160,7 +163,7 @@ def test_refuse_names_the_first_20_and_their_number(folder):
     assert lines[0] == f"{path}: bad data"
     assert lines[1] == f"record 1 (id '0'): picture {folder}/0.png is missing, expected a file"
     assert lines[20] == f"record 20 (id '19'): picture {folder}/19.png is missing, expected a file"
-    assert lines[21:] == ["25 problems in all, the first 20 of which are listed"]
+    assert lines[21:] == ["25 problems in total, only the first 20 are listed"]
 
 
 def test_skip_warns_of_the_first_20_and_their_number(folder, caplog):
@@ -171,7 +174,7 @@ def test_skip_warns_of_the_first_20_and_their_number(folder, caplog):
     assert len(caplog.messages) == 21
     problem = f"record 1 (id 'one'): picture {folder}/0.png is missing, expected a file"
     assert caplog.messages[0] == f"{path}: left out: {problem}"
-    assert caplog.messages[20].endswith("25 problems in all, the first 20 of which are listed")
+    assert caplog.messages[20].endswith("25 problems in total, only the first 20 are listed")
 
 
 def test_good_data_warns_of_nothing(folder, caplog):
@@ -182,11 +185,11 @@ def test_good_data_warns_of_nothing(folder, caplog):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ('[{"id": 1,', "is no JSON, expected a list of conversations: Expecting property name"),
-        ("", "is no JSON, expected a list of conversations: Expecting value"),
+        ('[{"id": 1,', "is not valid JSON, expected a list of conversations: Expecting property name"),
+        ("", "is not valid JSON, expected a list of conversations: Expecting value"),
         ({"id": 1}, "holds a dict, expected a list of conversations"),
-        ([], "has no record that can be trained on, expected at least one"),
-        ([row("gone.png")], "has no record that can be trained on, expected at least one"),
+        ([], "has no record that can be used for training, expected at least one"),
+        ([row("gone.png")], "has no record that can be used for training, expected at least one"),
     ],
     ids=["cut", "empty", "object", "no_records", "no_good_record"],
 )
@@ -197,13 +200,13 @@ def test_a_file_without_records_is_named(folder, content, found):
     assert str(raised.value).startswith(f"{path} {found}")
 
 
-def test_text_that_is_no_unicode(folder):
+def test_a_file_that_is_no_unicode_is_refused(folder):
     path = folder.parent / "data.json"
     path.write_bytes(b'["\xff"]')
-    with pytest.raises(BadDataError, match=r"data\.json is no JSON"):
+    with pytest.raises(BadDataError, match=r"data\.json is not valid JSON"):
         read_records(path, folder, "skip")
 
 
-def test_another_way_with_bad_data(folder):
+def test_an_unknown_on_bad_data_is_refused(folder):
     with pytest.raises(ValueError, match="on_bad_data is 'ignore', expected one of refuse, skip"):
         read_records(write(folder, [row()]), folder, "ignore")

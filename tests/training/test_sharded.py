@@ -1,4 +1,4 @@
-"""Two processes with the weights sharded as accelerate_fsdp.yaml says, against one process with the whole model."""
+"""Two processes with weights sharded as in accelerate_fsdp.yaml, against one process with the whole model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gradients(model: DuetLlava, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def samples(rank: int) -> dict[str, Tensor]:
-    """Pictures for one process, text alone for the other, which must call the same modules all the same."""
+    """Pictures for one process, and text alone for the other, which must still call the same modules."""
     inputs = batch("llava_gqa", SETTINGS.num_entering(NUM_PATCHES))
     if rank == 0:
         return inputs

@@ -65,8 +65,8 @@ def test_the_checkpoint_is_a_llava_of_the_same_names(trained: Path):
     assert AutoProcessor.from_pretrained(trained).chat_template == AutoProcessor.from_pretrained(MODEL).chat_template
 
 
-def test_a_run_that_was_cut_off_goes_on(config: Path, tmp_path: Path):
-    """In the middle of its second epoch, settings drawn batch by batch, behind a checkpoint that was not finished."""
+def test_an_interrupted_run_resumes(config: Path, tmp_path: Path):
+    """In the middle of its second epoch, with settings drawn for each batch and an unfinished newer checkpoint."""
     overrides = ["max_steps=4", "save_steps=3", f"compression={SEVERAL}"]
     whole = train(*read_arguments(config, [*overrides, f"output_dir={tmp_path / 'whole'}"]))
     cut = tmp_path / "cut"
@@ -99,7 +99,7 @@ def test_adapters_leave_the_tower_alone(config: Path):
 
 
 def test_adapters_of_sharded_weights_are_refused(config: Path, monkeypatch):
-    """Also where the launcher shards them and the configuration does not say so."""
+    """Also if the launcher shards them, without a word in the configuration."""
     post_process = DuetTrainer.create_accelerator_and_postprocess
 
     def sharding(trainer: DuetTrainer) -> None:
@@ -107,13 +107,13 @@ def test_adapters_of_sharded_weights_are_refused(config: Path, monkeypatch):
         trainer.is_fsdp_enabled = True
 
     monkeypatch.setattr(DuetTrainer, "create_accelerator_and_postprocess", sharding)
-    with pytest.raises(ConfigError, match="neither FSDP nor DeepSpeed"):
+    with pytest.raises(ConfigError, match="does not work with FSDP or DeepSpeed"):
         make_trainer(*read_arguments(config, ["lora={r: 4}"]))
 
 
 @pytest.mark.parametrize("num_skipped", [0, 1])
-def test_the_order_of_several_processes_is_of_the_epoch(config: Path, num_skipped: int):
-    """A resumed run skips batches through accelerate's wrappers for one of two processes."""
+def test_the_order_of_several_processes_follows_the_epoch(config: Path, num_skipped: int):
+    """In a resumed run of two processes, accelerate's wrappers skip the batches."""
     trainer = make_trainer(*read_arguments(config, ["per_device_train_batch_size=1"]))
     loader = torch.utils.data.DataLoader(range(6), batch_size=1, sampler=trainer._get_train_sampler())
     orders = {}
@@ -131,7 +131,7 @@ def test_the_order_of_several_processes_is_of_the_epoch(config: Path, num_skippe
 
 
 def test_training_learns(config: Path, tmp_path: Path):
-    """The same few conversations again and again."""
+    """On the same few conversations, which repeat."""
     steps = ["max_steps=30", "logging_steps=5", "save_strategy=no", "gradient_checkpointing=true"]
     trainer = make_trainer(*read_arguments(config, [*steps, f"output_dir={tmp_path}"]))
     trainer.train()
@@ -155,7 +155,7 @@ def test_only_the_named_parts_learn(config: Path):
         ("trains=[tower]", "no key 'trains'"),
     ],
 )
-def test_mistakes_end_it_with_a_sentence(config: Path, monkeypatch, override: str, message: str):
+def test_a_mistake_ends_the_command_with_one_sentence(config: Path, monkeypatch, override: str, message: str):
     monkeypatch.setattr(sys, "argv", ["duet-train", str(config), override])
     with pytest.raises(SystemExit, match="duet-train: ") as ended:
         main()

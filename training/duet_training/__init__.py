@@ -1,1 +1,1 @@
-"""Fine-tunes LLaVA with both of DUET's stages in the forward pass, on the operations that the engine serves with."""
+"""Fine-tunes LLaVA with both DUET stages in the forward pass, using the same operations as the serving engine."""

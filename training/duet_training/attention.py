@@ -1,7 +1,7 @@
-"""``sdpa_float32``: transformers' sdpa attention with float32 inputs, whatever the model computes in.
+"""``sdpa_float32``: transformers' sdpa attention, computed in float32 even if the model computes in another dtype.
 
-On CPUs torch's attention is exact in float32 and its backward pass several times faster than in bfloat16. Importing
-this module registers the name for ``attn_implementation``.
+On CPUs, torch's attention is exact in float32, and its backward pass is several times faster than in bfloat16.
+Importing this module registers the name for ``attn_implementation``.
 """
 
 from __future__ import annotations

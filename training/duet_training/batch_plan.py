@@ -1,4 +1,4 @@
-"""Where the rows of a padded batch go at every boundary: all lengths and places, before anything is computed."""
+"""Plans where the rows of a padded batch go at every boundary, before the forward pass."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from duet_server.plan import RequestPlan, SegmentPlan, make_layout, make_plan, t
 
 @dataclass(frozen=True)
 class BatchBoundary:
-    """What one boundary does to a batch ``[B, T]``; rows count over the whole batch, sample after sample.
+    """The effect of one boundary on a batch ``[B, T]``. Rows are numbered over the whole batch, sample after sample.
 
-    Sample ``b``'s row ``i`` is ``b * T + i`` before the boundary and ``b * T' + i`` behind it; T' is ``num_rows``.
+    Row ``i`` of sample ``b`` is ``b * T + i`` before the boundary and ``b * T' + i`` after it; T' is ``num_rows``.
     """
 
     num_rows: int
-    rows: Tensor  # [B * T'] for every row behind the boundary the one before it; placeholders for ranked pools
+    rows: Tensor  # [B * T'], the row before the boundary for every row after it; placeholders in ranked pools
     is_padding: Tensor  # [B, T']
-    ranked: RankedRows | None  # whose keys are all rows before the boundary; None where nothing is to be chosen
+    ranked: RankedRows | None  # its keys are all rows before the boundary; None if no pool needs scores
 
 
 def plan_boundaries(
     is_visual: np.ndarray, guiding: np.ndarray, lengths: np.ndarray, keep: Sequence[float], device: torch.device
 ) -> list[BatchBoundary | None]:
-    """One entry a boundary, None where no sample drops anything.
+    """One entry per boundary; None if no sample drops anything there.
 
     Args:
         is_visual, guiding: ``[B, T]`` bool, padded on the right.
-        lengths: ``[B]``, the rows of each sample that are no padding.
-        keep: for each boundary, the share of the entering visual tokens that the segment behind it holds.
+        lengths: ``[B]``, the number of rows of each sample, without padding.
+        keep: for each boundary, the share of the entering visual tokens that the segment after it holds.
 
     Raises:
-        ValueError: if visual tokens would drop that no guiding row follows, or ``keep`` rises.
+        ValueError: if visual tokens would be dropped but no guiding row follows them, or if ``keep`` rises.
     """
     samples = zip(is_visual, guiding, lengths.tolist(), strict=True)
     plans = [_plan(visual[:length], guides[:length], keep) for visual, guides, length in samples]
@@ -63,7 +63,7 @@ def _plan(is_visual: np.ndarray, guides: np.ndarray, keep: Sequence[float]) -> R
 def _boundary(
     plans: Sequence[RequestPlan], segment_idx: int, num_before: int, device: torch.device
 ) -> BatchBoundary | None:
-    """Nothing where nothing drops; the rows then stay as they are, padding included."""
+    """None if no sample drops anything: all rows then stay as they are, padding included."""
     pairs = [plan.segments[segment_idx : segment_idx + 2] for plan in plans]
     if all(before == after for before, after in pairs):
         return None
@@ -75,7 +75,7 @@ def _boundary(
         rows[sample, : after.num_tokens] += _first_rows(before, after)
         is_padding[sample, : after.num_tokens] = 0
         first, target = sample * num_before, sample * num_after
-        # Pools that stay whole or go entirely need no scores.
+        # A pool that is kept or dropped as a whole needs no scores.
         pools = [
             (old.start, len(old), len(new), first + old.start, target + new.start)
             for old, new in zip(before.pools, after.pools, strict=True)
@@ -90,7 +90,7 @@ def _boundary(
 
 
 def _first_rows(before: SegmentPlan, after: SegmentPlan) -> np.ndarray:
-    """For each row behind a boundary the one before it, as if each pool's first rows were those that stay."""
+    """For each row after a boundary, its row before it, if every pool kept its first rows."""
     stays = np.ones(before.num_tokens, dtype=bool)
     for old, new in zip(before.pools, after.pools, strict=True):
         stays[old.start + len(new) : old.end] = False

@@ -1,4 +1,4 @@
-"""Collator: from samples to one batch of the model's forward, under one setting drawn for it."""
+"""Collator: builds a batch for the model's forward pass, with one compression setting drawn for the whole batch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Sample = dict[str, Any]
 
 
 class Collator:
-    """Makes batches of what ``ConversationDataset`` gives.
+    """Builds batches from the samples of ``ConversationDataset``.
 
     Args:
-        processor: the model's; its image processor prepares the pictures, as it does where the model is served.
+        processor: the model's processor. Its image processor prepares the pictures, as in the server.
         num_patches: N, the patches of one picture.
-        compressions: the settings to draw from, one for each batch.
-        on_bad_data: for a sample that is no good: ``refuse`` raises, ``skip`` logs a warning and leaves it out; a batch
-            without any good one then teaches nothing.
-        seed: with the records of a batch, what is drawn for it.
+        compressions: the settings; one of them is drawn for each batch.
+        on_bad_data: ``refuse`` raises for a bad sample; ``skip`` logs a warning and leaves the sample out. Nothing is
+            learned from a batch without a good sample.
+        seed: the seed and the records of a batch determine its setting.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class Collator:
         self.seed = seed
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """The arguments of the model's forward for B samples, padded on the right to T tokens.
+        """The arguments of the model's forward pass for B samples, padded on the right to T tokens.
 
         Returns:
-            ``input_ids [B, T]`` with the image token once for every visual token that enters, ``labels [B, T]``,
-            ``attention_mask [B, T]``, ``guiding [B, T]`` bool, ``pixel_values [images, 3, H, W]`` in the prompts' order
-            (absent without pictures) and ``compression``, the batch's settings.
+            ``input_ids [B, T]`` with one image token for every entering visual token, ``labels [B, T]``,
+            ``attention_mask [B, T]``, ``guiding [B, T]`` bool, ``pixel_values [images, 3, H, W]`` in prompt order
+            (absent without pictures) and ``compression``, the batch's setting.
 
         Raises:
-            BadDataError: for a sample that is to be refused.
+            BadDataError: if a sample is bad and ``on_bad_data`` is ``refuse``.
         """
         compression = self._draw(samples)
         good, pictures = self._read(samples)
@@ -69,7 +69,7 @@ class Collator:
         return {**batch, "compression": compression}
 
     def _draw(self, samples: Sequence[Sample]) -> CompressionSettings:
-        """By the seed and by what is in the batch, so that a resumed run draws the same."""
+        """Draw by the seed and the batch's record indices, so that a resumed run draws the same setting."""
         rng = np.random.default_rng([self.seed, *(sample["index"] for sample in samples)])
         return self.compressions[rng.integers(len(self.compressions))]
 
@@ -88,7 +88,7 @@ class Collator:
         return good, pictures
 
     def _expand(self, sample: Sample, compression: CompressionSettings) -> dict[str, Tensor]:
-        """The sample's tokens ``[t]``, those of a picture repeated for every visual token that enters."""
+        """The sample's tensors ``[t]``, with the image token repeated for every entering visual token."""
         ids = torch.tensor(sample["input_ids"])
         num_entering = compression.num_entering(self.num_patches)
         repeats = torch.where(ids == self.processor.image_token_id, num_entering, 1)
@@ -101,12 +101,12 @@ class Collator:
         return {name: row.repeat_interleave(repeats) for name, row in rows.items()}
 
     def _nothing(self) -> dict[str, Tensor]:
-        """A text of one token, none of which is to be learnt: other processes wait for this one's step."""
+        """One token that is not learned. The batch must not be empty, because other processes wait for this step."""
         return {name: torch.tensor([value]) for name, value in {**self._padding, "attention_mask": 1}.items()}
 
     @property
     def _padding(self) -> dict[str, int]:
-        """Of every row's tensors."""
+        """The padding value of each tensor."""
         tokenizer = self.processor.tokenizer
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return {"input_ids": pad, "labels": IGNORED, "attention_mask": 0, "guiding": False}
@@ -119,7 +119,7 @@ class Collator:
 
 
 def read_picture(path: str) -> Image.Image:
-    """A picture as the server sees it: upright, RGB, what is transparent in it on white.
+    """A picture as the server sees it: upright and RGB, with transparent pixels blended onto white.
 
     Raises:
         BadDataError: if it cannot be decoded.
@@ -127,8 +127,8 @@ def read_picture(path: str) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return _rgb(_upright(picture))
-    except Exception as error:  # decoders raise whatever they stumble over
-        raise BadDataError(f"picture {path} cannot be decoded, expected a whole image file: {error}") from error
+    except Exception as error:  # decoders raise many types of exceptions
+        raise BadDataError(f"picture {path} cannot be decoded, expected a complete image file: {error}") from error
 
 
 def _read_pictures(sample: Sample) -> list[Image.Image]:
@@ -138,7 +138,7 @@ def _read_pictures(sample: Sample) -> list[Image.Image]:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    with suppress(Exception):  # where the orientation is unreadable, the picture may still be fine
+    with suppress(Exception):  # if the orientation is unreadable, the picture may still be valid
         return ImageOps.exif_transpose(picture)
     return picture
 

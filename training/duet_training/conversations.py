@@ -1,4 +1,4 @@
-"""A conversation as the model sees it: the tokens of its chat template, what is to be learnt, and which rows guide."""
+"""A conversation as the model sees it: its tokens in the chat template, its labels and its guiding rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from duet_server.guiding import AlignedText, pick
 from duet_training.records import IMAGE_MARK, BadDataError, Turn
 
-IGNORED = -100  # the label that torch's cross entropy passes over
+IGNORED = -100  # torch's cross entropy ignores this label
 
 Message = dict[str, Any]
 Part = dict[str, str]
@@ -19,14 +19,14 @@ Part = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """One entry for each of n tokens; a picture is one image token.
+    """Lists with one entry for each of n tokens; a picture is one image token.
 
-    ``labels`` are those of ``input_ids`` themselves, which the model shifts, and ``IGNORED`` outside of answers.
-    ``guides`` has for every choice of ``guide`` the rows that rank visual tokens: never an answer's, and none before
-    the first picture. A conversation without pictures has none.
+    ``labels`` equals ``input_ids`` in answers and is ``IGNORED`` elsewhere; the model shifts labels by one token.
+    ``guides`` marks the rows that rank visual tokens, for every choice of ``guide``. These rows are never in an answer
+    and never before the first picture. A conversation without pictures has none.
 
-    A conversation is compressed once for all of its questions, where a server compresses each turn's prompt by its own:
-    later questions, which have seen the answers before them, help to choose, too.
+    Training compresses a conversation once, and the questions of all turns guide. Later questions attend to earlier
+    answers, so these answers influence the choice. A server instead compresses each turn's prompt separately.
     """
 
     input_ids: list[int]
@@ -35,25 +35,26 @@ class EncodedConversation:
 
 
 class _Exchange(NamedTuple):
-    """A question and its answer in the chat template's text."""
+    """A question and its answer, as text rendered by the chat template."""
 
     prompt: str
     answer: str
 
 
 def encode(processor: Any, turns: Sequence[Turn]) -> EncodedConversation:
-    """Render the turns by the model's own chat template; up to its first answer this is a server's prompt for them.
+    """Render the turns with the model's own chat template, and tokenize the text.
 
-    Every answer ends on one EOS, whether or not the template writes it. Special tokens are those that the template
-    writes: as for a server's chat completions, none are added.
+    Up to the first answer, the tokens are a server's prompt for the same turns. Every answer ends with exactly one EOS,
+    even if the template writes none. The tokenizer adds no special tokens to those that the template writes, as in a
+    server's chat completions.
 
     Args:
-        processor: the model's, with a fast tokenizer and a chat template.
-        turns: of ``user`` and ``assistant``, ending on an answer.
+        processor: the model's processor, with a fast tokenizer and a chat template.
+        turns: alternately from ``user`` and ``assistant``, ending with an answer.
 
     Raises:
-        BadDataError: if the image tokens in the text are not those of the ``<image>`` marks.
-        ValueError: if the template renders an answer as something other than a continuation of its prompt.
+        BadDataError: if there is not exactly one image token for each ``<image>`` mark.
+        ValueError: if the template does not render an answer as a continuation of its prompt.
     """
     messages = [_message(turn, processor.tokenizer.eos_token) for turn in turns]
     exchanges = _exchanges(processor, messages)
@@ -71,10 +72,10 @@ def encode(processor: Any, turns: Sequence[Turn]) -> EncodedConversation:
 def truncate(
     conversation: EncodedConversation, image_token_id: int, tokens_per_picture: int, max_length: int
 ) -> EncodedConversation:
-    """The conversation, cut at its end to ``max_length`` tokens of which each picture takes ``tokens_per_picture``.
+    """The conversation, cut at its end to ``max_length`` tokens; each picture counts as ``tokens_per_picture``.
 
     Raises:
-        BadDataError: if that would leave out a picture, or every answer after the last one.
+        BadDataError: if this would remove a picture, or every answer after the last picture.
     """
     ids, labels = conversation.input_ids, conversation.labels
     lengths = list(accumulate(tokens_per_picture if token == image_token_id else 1 for token in ids))
@@ -85,21 +86,21 @@ def truncate(
     if all(label == IGNORED for label in labels[num_before_text:end]):
         what = "answer after its last picture" if num_before_text else "answer"
         raise BadDataError(
-            f"the conversation takes {lengths[-1]} tokens and has no {what} within the first {max_length}, "
-            "expected a shorter one or a larger max_length"
+            f"the conversation has {lengths[-1]} tokens and no {what} within the first {max_length}, "
+            "expected a shorter conversation or a larger max_length"
         )
     guides = {guide: rows[:end] for guide, rows in conversation.guides.items()}
     return EncodedConversation(ids[:end], labels[:end], guides)
 
 
 def _message(turn: Turn, eos: str) -> Message:
-    """The turn as a chat template takes it; data may have written the EOS of an answer already."""
+    """The turn as a chat template expects it, without the EOS that an answer in the data may end with."""
     is_answer = turn.role == "assistant"
     return {"role": turn.role, "content": _content(turn.text.strip().removesuffix(eos) if is_answer else turn.text)}
 
 
 def _content(text: str) -> list[Part]:
-    """A turn's parts. Its only picture comes first, as LLaVA has it; of several each stays where its mark is."""
+    """A turn's parts. A single picture comes first, as in LLaVA; several pictures stay where their marks are."""
     before, *others = text.split(IMAGE_MARK)
     if len(others) == 1:
         before, others = "", [before + others[0]]
@@ -115,7 +116,7 @@ def _text_parts(text: str) -> list[Part]:
 
 
 def _exchanges(processor: Any, messages: Sequence[Message]) -> list[_Exchange]:
-    """The conversation's text; what the template writes after the last answer is left out."""
+    """The conversation's text, without the text that the template writes after the last answer."""
     exchanges: list[_Exchange] = []
     done, rest = "", ""
     for idx in range(1, len(messages), 2):
@@ -131,13 +132,13 @@ def _added(before: str, rendered: str) -> str:
     if not rendered.startswith(before):
         raise ValueError(
             f"the chat template does not continue {before[-80:]!r} but renders {rendered[-80:]!r}, "
-            "expected one that only ever appends"
+            "expected a template that only appends text"
         )
     return rendered[len(before) :]
 
 
 def _end_answer(rendered: str, eos: str) -> tuple[str, str]:
-    """The answer up to its one EOS, and what the template writes after an EOS of its own."""
+    """The answer, ending with one EOS, and the text after it if the template itself wrote the EOS."""
     text, written, rest = rendered.rpartition(eos)
     if written and not rest.strip():
         return text + eos, rest
@@ -149,18 +150,18 @@ def _picture_rows(ids: Sequence[int], processor: Any, messages: Sequence[Message
     num_pictures = sum(part["type"] == "image" for message in messages for part in message["content"])
     if len(rows) != num_pictures:
         raise BadDataError(
-            f"{len(rows)} image tokens {processor.image_token!r} for {num_pictures} {IMAGE_MARK} marks once the chat "
-            "template is applied, expected one for each and none in the text"
+            f"{len(rows)} image tokens {processor.image_token!r} for {num_pictures} {IMAGE_MARK} marks after the "
+            "chat template is applied, expected one token for each mark and none in the text"
         )
     return rows
 
 
 def _answer_rows(exchanges: Sequence[_Exchange], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens lie in answers; one that begins in a prompt does not."""
+    """Whether each token is in an answer. A token that starts in a prompt is not."""
     in_answer = bytearray()
     for prompt, answer in exchanges:
         in_answer += b"\0" * len(prompt) + b"\1" * len(answer)
-    in_answer.append(0)  # where a token without characters may lie
+    in_answer.append(0)  # for a token without characters at the end of the text
     return [bool(in_answer[start]) for start, _ in offsets]
 
 
@@ -175,9 +176,9 @@ def _salient_words(
     asked: Iterable[tuple[_Exchange, list[str], tuple[int, int]]],
     pictures: Sequence[int],
 ) -> set[int]:
-    """Rows of every question's salient words, found as a server finds them in the prompt that ends with the question.
+    """The rows of every question's salient words. A server finds the same words in the prompt that ends there.
 
-    ``asked`` are exchanges, the user's texts in them and their answers' rows.
+    ``asked`` has, for each question, the exchange, the user's texts in it and the rows of its answer.
     """
     words: set[int] = set()
     if not pictures:
@@ -187,7 +188,7 @@ def _salient_words(
     before, start = "", 0
     for exchange, texts, (answer_start, answer_end) in asked:
         prompt = AlignedText(before + exchange.prompt, [aligned for aligned in rows if aligned[0] < answer_start])
-        # What was said before counts as one text, so that the question is not found in there.
+        # The earlier conversation counts as one text, so that the question is not found in it.
         words.update(row for row in pick(prompt, [before, *texts], first_row) if row >= start)
         before, start = before + exchange.prompt + exchange.answer, answer_end
     return words

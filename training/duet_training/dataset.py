@@ -1,4 +1,4 @@
-"""ConversationDataset: records, tokenized as they are asked for."""
+"""ConversationDataset: records that are tokenized when they are read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _CHARACTERS_PER_TOKEN = 4
 
 
 class ConversationDataset(Dataset):
-    """Samples as ``duet_training.collator.Collator`` takes them: tokens, and the paths of pictures still to be read.
+    """Samples for ``duet_training.collator.Collator``: tokens, and the paths of pictures that the collator reads.
 
     Args:
-        records: as ``read_records`` gives them.
-        processor: the model's.
-        tokens_per_picture: visual tokens of a picture that enter the decoder, the most that any setting lets in.
-        max_length: tokens of a sample at most, pictures expanded; what is longer is cut at its end.
+        records: the records from ``read_records``.
+        processor: the model's processor.
+        tokens_per_picture: entering visual tokens of a picture, under the setting that lets the most enter.
+        max_length: the most tokens of a sample, visual tokens included; longer samples are cut at their end.
     """
 
     def __init__(self, records: Sequence[Record], processor: Any, tokens_per_picture: int, max_length: int) -> None:
@@ -35,7 +35,7 @@ class ConversationDataset(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         """``index`` and ``id`` of the record, and ``input_ids``, ``labels``, ``guides`` and ``image_paths``.
 
-        For a record that turns out to be bad data ``problem`` takes the place of the latter.
+        A record that turns out to be bad data has ``problem`` instead of the last four.
         """
         record = self.records[idx]
         name = {"index": record.index, "id": record.id}
@@ -49,7 +49,7 @@ class ConversationDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Roughly each sample's tokens, by its characters: enough to batch samples of like length together."""
+        """Each sample's approximate number of tokens, from its characters: enough to group samples by length."""
         return [min(self._length(record), self.max_length) for record in self.records]
 
     def _length(self, record: Record) -> int:

@@ -1,4 +1,4 @@
-"""DuetLlava: the Hugging Face LLaVA with both of DUET's stages in its training forward, batched."""
+"""DuetLlava: the Hugging Face LLaVA with both DUET stages in its training forward pass, batched."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ NO_ROW = -1
 
 @dataclass
 class DuetOutput(ModelOutput):
-    """Of B samples, T rows of which entered the decoder and T' are left in its last segment."""
+    """The output for B samples: T rows enter the decoder, and T' of them are left in its last segment."""
 
     loss: Tensor | None = None
-    """Mean cross entropy of the labels, None without any."""
+    """Mean cross entropy of the labels; None without labels."""
     logits: Tensor | None = None
     """``[B, T', vocab]``."""
     held_rows: tuple[Tensor, ...] | None = None
-    """Per segment ``[B, rows]``, which of the rows that entered it holds, in order; ``NO_ROW`` is padding."""
+    """Per segment ``[B, rows]``: the entering rows that it holds, in order. ``NO_ROW`` is padding."""
     patches_by_score: Tensor | None = None
-    """``[images, N]``, highest first, the ``dominant - 1`` first of which stage 1 kept; None where it is off."""
+    """``[images, N]``, highest score first. Stage 1 keeps the first ``dominant - 1``. None if stage 1 is off."""
 
 
 class DuetLlava(LlavaForConditionalGeneration):
-    """Weights, configuration and checkpoints of the published LLaVA, so that a server loads what it saves.
+    """Has the weights, configuration and checkpoint format of the published LLaVA, so that servers load what it saves.
 
     Args:
         config: a LLaVA with a CLIP tower and a Llama decoder.
 
     Raises:
-        ValueError: for another tower, decoder or feature selection.
+        ValueError: if the tower, the decoder or the feature selection is another one.
     """
 
     _no_split_modules = ("DuetDecoderLayer", "CLIPEncoderLayer")
@@ -56,21 +56,21 @@ class DuetLlava(LlavaForConditionalGeneration):
         super().__init__(config)
         tower, decoder = self.model.vision_tower, self.model.language_model
         if not isinstance(tower, CLIPVisionModel) or not isinstance(decoder, LlamaModel):
-            raise ValueError(f"needs a CLIP tower and a Llama decoder, got {type(tower)} and {type(decoder)}")
+            raise ValueError(f"got {type(tower)} and {type(decoder)}, expected a CLIP tower and a Llama decoder")
         check_llava(config)
         for layer in decoder.layers:
-            layer.__class__ = DuetDecoderLayer  # the same weights, one more argument
+            layer.__class__ = DuetDecoderLayer  # same weights; forward takes one more argument
         self.boundaries = default_boundaries(len(decoder.layers))
-        self.loss_type = "ForCausalLM"  # which transformers would look for in the class's name
+        self.loss_type = "ForCausalLM"  # otherwise, transformers derives it from the class name
 
     @property
     def num_tower_layers(self) -> int:
-        """Layers of the tower that are run, up to the feature layer."""
+        """The number of tower layers that run, up to the feature layer."""
         return num_tower_layers(self.config)
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Decoder layers before which visual tokens may drop; settings have one keep for each."""
+        """Decoder layers before which visual tokens may be dropped; settings have one ``keep`` value for each."""
         return self._boundaries
 
     @boundaries.setter
@@ -87,28 +87,28 @@ class DuetLlava(LlavaForConditionalGeneration):
         compression: CompressionSettings | None = None,
         **kwargs: Any,
     ) -> Any:
-        """With ``compression``, both stages; without, the LLaVA as it is, with caches and generation.
+        """Run both stages with ``compression``; without it, run the unchanged LLaVA, with KV caches and generation.
 
         Args:
-            input_ids: ``[B, T]``, every image's token repeated for each visual token that enters, padded on the right.
-            pixel_values: ``[images, 3, H, W]``, in the prompts' order; None without images.
-            attention_mask: ``[B, T]``, 0 on the padding; by default there is none.
-            labels: ``[B, T]``, ``IGNORED`` where nothing is to be learnt.
-            guiding: ``[B, T]`` bool, the prompt rows that rank visual tokens; by default all text that is no answer,
-                that is, whose label is ``IGNORED``.
-            compression: one setting for the batch.
-            kwargs: ``num_items_in_batch``, by which the Trainer means losses over several batches.
+            input_ids: ``[B, T]``, padded on the right, with one image token for every entering visual token.
+            pixel_values: ``[images, 3, H, W]``, in prompt order; None without images.
+            attention_mask: ``[B, T]``, 0 on padding; by default, there is no padding.
+            labels: ``[B, T]``, ``IGNORED`` at rows that are not learned.
+            guiding: ``[B, T]`` bool, the prompt rows that rank visual tokens. By default, these are all text rows
+                outside of answers, that is, with the label ``IGNORED``.
+            compression: one setting for the whole batch.
+            kwargs: ``num_items_in_batch``, with which Trainer averages the loss over several batches.
 
         Raises:
-            ValueError: where image tokens, pixels, settings and guiding rows do not fit each other.
+            ValueError: if image tokens, pixels, settings and guiding rows do not match.
         """
         if compression is None:
             kwargs |= {"pixel_values": pixel_values, "attention_mask": attention_mask, "labels": labels}
             return super().forward(input_ids=input_ids, **kwargs)
-        assert input_ids is not None, "compressed training starts from tokens"
+        assert input_ids is not None, "compressed training needs input_ids"
         is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         is_prompt = is_real.bool() if labels is None else is_real.bool() & (labels == IGNORED)
-        is_visual = (input_ids == self.config.image_token_id) & is_prompt  # noise may answer with that token, too
+        is_visual = (input_ids == self.config.image_token_id) & is_prompt  # an answer may contain it as well
         if guiding is None:
             guiding = ~is_visual & is_prompt
         hidden, patches_by_score = self._embed(input_ids, is_visual, pixel_values, compression)
@@ -120,15 +120,15 @@ class DuetLlava(LlavaForConditionalGeneration):
     def _embed(
         self, input_ids: Tensor, is_visual: Tensor, pixel_values: Tensor | None, compression: CompressionSettings
     ) -> tuple[Tensor, Tensor | None]:
-        """What enters the decoder, ``[B, T, dim]``, and stage 1's ranking."""
+        """The decoder's input ``[B, T, dim]``, and stage 1's ranking of the patches."""
         embeds, config = self.get_input_embeddings()(input_ids), self.config
         pixels, num_images = pixel_values, 0 if pixel_values is None else len(pixel_values)
-        if pixels is None:  # the processes of a distributed run must call the same modules, so a blank is looked at
+        if pixels is None:  # encode a blank image: all processes of a distributed run must call the same modules
             size = config.vision_config.image_size
             pixels = torch.zeros(1, 3, size, size, device=embeds.device)
         tower = self.model.vision_tower
         learns = pixels.requires_grad or any(weight.requires_grad for weight in tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):  # else checkpointing would record it in vain
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):  # or checkpointing would record it for nothing
             images = encode(tower, pixels.to(tower.dtype), self.num_tower_layers)
             tokens, patches_by_score = compress(images, compression)
         visual = self.model.multi_modal_projector(tokens).to(embeds.dtype)
@@ -147,7 +147,7 @@ class DuetLlava(LlavaForConditionalGeneration):
     ) -> tuple[Tensor, list[Tensor]]:
         """Last hidden states ``[B, T', dim]`` and each segment's held rows.
 
-        Padding lies behind every real row, so causal attention alone keeps it out: no segment needs a mask.
+        All padding comes after the real rows, so causal attention already hides it: no segment needs a mask.
         """
         self._check(compression)
         decoder, lengths = self.model.language_model, is_real.sum(dim=1)
@@ -171,7 +171,7 @@ class DuetLlava(LlavaForConditionalGeneration):
         return decoder.norm(hidden), held
 
     def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Mean cross entropy over all that is to be learnt; 0 where that is nothing."""
+        """Mean cross entropy over the labels that are not ``IGNORED``; 0 if there are none."""
         num_learnt = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         num_learnt = torch.as_tensor(num_learnt, device=logits.device).clamp(min=1)
         vocab_size = self.config.text_config.vocab_size
@@ -179,12 +179,12 @@ class DuetLlava(LlavaForConditionalGeneration):
 
     def _check(self, compression: CompressionSettings) -> None:
         if len(compression.keep) != len(self.boundaries):
-            raise ValueError(f"keep is {list(compression.keep)}, expected one for each boundary of {self.boundaries}")
+            raise ValueError(f"keep is {list(compression.keep)}, expected one per boundary of {self.boundaries}")
         if self.config.text_config._attn_implementation == "eager":
-            raise ValueError("attn_implementation is 'eager', which needs a mask; sdpa and flash attention need none")
+            raise ValueError("attn_implementation is 'eager', expected sdpa or flash attention, which need no mask")
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the checkpoint calls itself a LLaVA, which every server knows."""
+        """As in transformers, but the checkpoint names LLaVA as its architecture, which every server knows."""
         super().save_pretrained(save_directory, *args, **kwargs)
         path = Path(save_directory) / "config.json"
         if path.exists():
@@ -192,7 +192,7 @@ class DuetLlava(LlavaForConditionalGeneration):
             path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-# Weights have the published names in checkpoints and transformers' own in memory; it looks the way up by class.
+# Weights have the published names in checkpoints and other names in memory; transformers finds the mapping by class.
 register_checkpoint_conversion_mapping(DuetLlava.__name__, get_checkpoint_conversion_mapping("llava"), overwrite=True)
 
 
@@ -201,5 +201,5 @@ def _held_behind(boundary: BatchBoundary, held_rows: Tensor, rows: Tensor) -> Te
 
 
 def _labels_of(labels: Tensor, held_rows: Tensor) -> Tensor:
-    """``labels [B, T]`` at the rows that are left, ``[B, T']``."""
+    """``labels [B, T]`` at the held rows, ``[B, T']``."""
     return labels.gather(1, held_rows.clamp(min=0)).masked_fill(held_rows == NO_ROW, IGNORED)

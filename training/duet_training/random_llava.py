@@ -1,4 +1,4 @@
-"""LLaVA checkpoints of any size with random weights, for tests and benchmarks: their answers are noise."""
+"""LLaVA checkpoints of any size with random weights, for tests and benchmarks. Their answers are random text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # one token a byte
+VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # one token per byte
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'].upper() }}: "
     "{% if m['content'] is string %}{{ m['content'] }}"
@@ -24,7 +24,7 @@ _CHAT_TEMPLATE = (
 
 Sizes = Mapping[str, Any]
 
-# LLaVA-1.5 in small: 336 pixels, 576 patches, a tower with CLS.
+# A small LLaVA-1.5: 336 pixels, 576 patches, a tower with CLS.
 TOWER_SIZES: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 64,
@@ -59,13 +59,13 @@ DECODER_SIZES: dict[str, Any] = {
 def write_llava(
     directory: Path, vision: Sizes, text: Sizes, *, seed: int = 0, config: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a LLaVA checkpoint of these sizes with random weights and a tokenizer of bytes; returns ``directory``.
+    """Write a LLaVA checkpoint of these sizes with random weights and a byte tokenizer; returns ``directory``.
 
     Args:
         directory: an existing directory.
         vision: ``vision_config`` of its ``config.json``, a CLIP tower.
         text: ``text_config``, a Llama with ``VOCAB_SIZE`` tokens.
-        seed: of the weights.
+        seed: the seed of the weights.
         config: further entries of ``config.json``.
     """
     write_llava_without_weights(directory, vision, text, config=config)
@@ -82,9 +82,9 @@ def write_llava_without_weights(
     config: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Path:
-    """The same but for the weights, which vLLM makes up with ``--load-format dummy``; any number of tokens will do.
+    """Like ``write_llava``, but without weights, which vLLM makes up with ``--load-format dummy``. Any vocabulary fits.
 
-    ``tokenizer`` starts with ``SPECIAL_TOKENS``; by default it is the one of bytes.
+    ``tokenizer`` must start with ``SPECIAL_TOKENS``; the default is the byte tokenizer.
     """
     for name, content in _json_files(vision, text, config or {}).items():
         (directory / name).write_text(json.dumps(content, indent=1))
@@ -111,7 +111,7 @@ def _json_files(vision: Sizes, text: Sizes, config: Mapping[str, Any]) -> dict[s
             "text_config": text,
             "vision_config": vision,
         },
-        # An answer of noise has no natural end: where the client gives no limit, it is this long.
+        # A random answer has no natural end: if the client gives no limit, it has this many tokens.
         "generation_config.json": {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "max_new_tokens": 64},
         "preprocessor_config.json": {
             "image_processor_type": "CLIPImageProcessor",
@@ -151,7 +151,7 @@ def _json_files(vision: Sizes, text: Sizes, config: Mapping[str, Any]) -> dict[s
 
 
 def _tokenizer() -> Tokenizer:
-    """One token a byte, behind the special tokens."""
+    """A tokenizer with one token per byte, after the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: token_id for token_id, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
@@ -166,8 +166,8 @@ def _tokenizer() -> Tokenizer:
 def _weights(generator: torch.Generator, tokenizer: Tokenizer, vision: Sizes, text: Sizes) -> dict[str, torch.Tensor]:
     """Random weights under the names of the published LLaVA checkpoints.
 
-    Hidden dimension 0 of the decoder is 1 for every input and no layer adds to it, so that the output head's column 0
-    acts as a bias: it makes the noise printable, mostly lower case, and lets it end.
+    Hidden dimension 0 of the decoder is 1 for every input, and no layer adds to it. Column 0 of the output head
+    therefore acts as a bias: it makes the random text printable and mostly lower case, and lets it end.
     """
     width = text["hidden_size"]
     embedding = _normal(generator, text["vocab_size"], width, scale=1.0)
@@ -185,7 +185,10 @@ def _weights(generator: torch.Generator, tokenizer: Tokenizer, vision: Sizes, te
 
 
 def _printable_bias(tokenizer: Tokenizer, sizes: Sizes) -> torch.Tensor:
-    """One score a token: letters above punctuation above digits, what prints as nothing never, the end now and then."""
+    """One score per token: high for frequent letters and space, lower for other lower-case letters, ``.,?!`` and EOS.
+
+    All other tokens never occur.
+    """
     bias = torch.full((sizes["vocab_size"],), -60.0)
     for token_id in range(len(SPECIAL_TOKENS), sizes["vocab_size"]):
         text = tokenizer.decode([token_id])
@@ -238,7 +241,7 @@ def _vision_weights(generator: torch.Generator, vision: Sizes) -> dict[str, torc
         f"{prefix}.embeddings.class_embedding": _normal(generator, width, scale=1.0),
         f"{prefix}.embeddings.patch_embedding.weight": _normal(generator, width, 3, patch_size, patch_size),
         f"{prefix}.embeddings.position_embedding.weight": _normal(generator, num_positions, width, scale=0.3),
-        **_norm(f"{prefix}.pre_layrnorm", width),  # the published name, its misspelling included
+        **_norm(f"{prefix}.pre_layrnorm", width),  # the misspelling is part of the published name
         **_norm(f"{prefix}.post_layernorm", width),
     }
     projections = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
@@ -257,6 +260,6 @@ def _norm(name: str, width: int) -> dict[str, torch.Tensor]:
 
 
 def _normal(generator: torch.Generator, *shape: int, scale: float | None = None) -> torch.Tensor:
-    """Gaussian weights; by default their products keep the variance of what they are multiplied with."""
+    """Gaussian weights. With the default scale, a product with them keeps the variance of its input."""
     fan_in = torch.Size(shape[1:]).numel()
     return torch.randn(shape, generator=generator) * (fan_in**-0.5 if scale is None else scale)

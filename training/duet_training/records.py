@@ -1,4 +1,4 @@
-"""Training data in LLaVA's layout, read and checked: a JSON list of conversations beside a folder of pictures.
+"""Reads and checks training data in LLaVA's format: a JSON list of conversations, and a folder of pictures.
 
 Source: https://github.com/haotian-liu/LLaVA, ``docs/Finetune_Custom_Data.md``.
 """
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 class BadDataError(ValueError):
-    """Data that cannot be trained on; its text says what is wrong and what would be right."""
+    """Data that cannot be used for training. The message says what is wrong and what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one record of the JSON list."""
+    """A problem with one record of the JSON list."""
 
     index: int
     id: str
@@ -40,7 +40,7 @@ class Problem:
 
 
 class Turn(NamedTuple):
-    """``role`` is ``user`` or ``assistant``; ``text`` still has its ``IMAGE_MARK``s."""
+    """``role`` is ``user`` or ``assistant``; ``text`` still contains its ``IMAGE_MARK``s."""
 
     role: str
     text: str
@@ -48,7 +48,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A checked record; ``index`` is its place in the JSON list, ``turns`` alternate and end on an answer."""
+    """A checked record. ``index`` is its position in the JSON list; ``turns`` alternate and end with an answer."""
 
     index: int
     id: str
@@ -59,17 +59,17 @@ class Record:
 def read_records(
     json_path: str | Path, image_folder: str | Path, on_bad_data: str
 ) -> tuple[list[Record], list[Problem]]:
-    """The records that can be trained on, and what is wrong with the others.
+    """The records that can be used for training, and the problems of the others.
 
-    Pictures are looked up, not opened: one that cannot be decoded is found when it is loaded.
+    Picture files must exist but are not opened here: one that cannot be decoded is found when it is loaded.
 
     Args:
         json_path: a list of ``{"id", "image", "conversations"}``, where ``image`` is a path, a list of paths or absent.
-        image_folder: what those paths are relative to.
-        on_bad_data: ``refuse`` raises if anything is wrong, ``skip`` logs it as warnings and leaves those records out.
+        image_folder: the folder to which these paths are relative.
+        on_bad_data: ``refuse`` raises if there is a problem; ``skip`` logs problems and leaves these records out.
 
     Raises:
-        BadDataError: for problems that are to be refused, a file that is no JSON list, or no good record at all.
+        BadDataError: if a problem is refused, if the file is not a JSON list, or if there is no good record.
     """
     check_on_bad_data(on_bad_data)
     folder = os.path.join(os.path.abspath(image_folder), "")
@@ -83,21 +83,21 @@ def read_records(
             records.append(_record(index, record_id, row, folder))
     refuse_or_warn(problems, on_bad_data, str(json_path))
     if not records:
-        raise BadDataError(f"{json_path} has no record that can be trained on, expected at least one")
+        raise BadDataError(f"{json_path} has no record that can be used for training, expected at least one")
     return records, problems
 
 
 def check_on_bad_data(on_bad_data: str) -> None:
-    """Raise ValueError for what is none of ``ON_BAD_DATA``."""
+    """Raise ValueError unless the value is one of ``ON_BAD_DATA``."""
     if on_bad_data not in ON_BAD_DATA:
         raise ValueError(f"on_bad_data is {on_bad_data!r}, expected one of {', '.join(ON_BAD_DATA)}")
 
 
 def refuse_or_warn(problems: Sequence[Problem], on_bad_data: str, source: str) -> None:
-    """Raise BadDataError under ``refuse``, warn under ``skip``, of the first 20 problems and of how many there are."""
+    """Report the first 20 problems and their number: ``refuse`` raises BadDataError, ``skip`` logs warnings."""
     listed = [str(problem) for problem in problems[:_MAX_LISTED]]
     if len(problems) > _MAX_LISTED:
-        listed.append(f"{len(problems)} problems in all, the first {_MAX_LISTED} of which are listed")
+        listed.append(f"{len(problems)} problems in total, only the first {_MAX_LISTED} are listed")
     if listed and on_bad_data == "refuse":
         raise BadDataError("\n".join([f"{source}: bad data", *listed]))
     for line in listed:
@@ -108,7 +108,7 @@ def _read_list(json_path: str | Path) -> list[Any]:
     try:
         rows = json.loads(Path(json_path).read_bytes())
     except ValueError as error:
-        raise BadDataError(f"{json_path} is no JSON, expected a list of conversations: {error}") from error
+        raise BadDataError(f"{json_path} is not valid JSON, expected a list of conversations: {error}") from error
     if not isinstance(rows, list):
         raise BadDataError(f"{json_path} holds a {type(rows).__name__}, expected a list of conversations")
     return rows
@@ -147,7 +147,7 @@ def _picture_problems(row: dict[str, Any], folder: str) -> Iterator[str]:
         if not isinstance(name, str):
             yield f"image is {short_repr(row['image'])}, expected a path or a list of paths"
         elif not (path := _image_path(name, folder)).startswith(folder):
-            yield f"picture {name!r} leaves the image folder, expected a path inside {folder}"
+            yield f"picture {name!r} is outside the image folder, expected a path inside {folder}"
         elif not os.path.isfile(path):
             yield f"picture {path} is missing, expected a file"
 

@@ -1,6 +1,6 @@
-"""Stage 2 (text to vision) in front of a Hugging Face Llama layer: the visual tokens that guiding text attends to stay.
+"""Stage 2 (text to vision) before a Hugging Face Llama layer: keeps the visual tokens that guiding rows attend to most.
 
-The choice is a constant to autograd. Source: DUET-VLM (arXiv 2602.18846).
+Autograd treats the choice as a constant. Source: DUET-VLM (arXiv 2602.18846).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class DuetDecoderLayer(LlamaDecoderLayer):
-    """A Llama layer that may drop visual tokens first. All inside its forward, where sharded weights are gathered."""
+    """A Llama layer that may drop visual tokens first, inside its forward, where sharded weights are gathered."""
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, position_embeddings: Rotary, boundary: BatchBoundary | None = None, **kwargs: Any
     ) -> Any:
-        """``hidden_states [B, T, dim]`` -> ``[B, T, dim]``; behind a boundary ``[B, T', dim]`` and the rows it took."""
+        """``hidden_states [B, T, dim]`` -> ``[B, T, dim]``; at a boundary, ``[B, T', dim]`` and the kept rows."""
         if boundary is None:
             return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
         rows = surviving_rows(self, hidden_states, position_embeddings, boundary)
@@ -38,18 +38,18 @@ def first_positions(rotary: Rotary, num_rows: int) -> Rotary:
     return cos[:, :num_rows], sin[:, :num_rows]
 
 
-@torch.compiler.disable  # selections are few and of every shape
+@torch.compiler.disable  # selections are rare, and their shapes vary
 @torch.no_grad()
 def surviving_rows(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, boundary: BatchBoundary) -> Tensor:
-    """For every row behind the boundary, ``[B * T']``, the row of ``hidden [B, T, dim]`` that goes on there."""
-    rows = boundary.rows.clone()  # checkpointing comes here twice
+    """``[B * T']``: for every row after the boundary, its row in ``hidden [B, T, dim]``."""
+    rows = boundary.rows.clone()  # gradient checkpointing runs this twice
     if boundary.ranked is not None:
         keep_highest(_score(layer, hidden, rotary, boundary.ranked), boundary.ranked, rows)
     return rows
 
 
 def _score(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, ranked: RankedRows) -> Tensor:
-    """``[B * T]`` float32, through the layer's own norm, projections and rotary embedding."""
+    """Scores ``[B * T]`` float32, computed with the layer's own norm, projections and rotary embedding."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     cos, sin = (table.flatten(0, 1) for table in first_positions(rotary, hidden.shape[1]))  # [T, d]
@@ -63,6 +63,6 @@ def _score(layer: LlamaDecoderLayer, hidden: Tensor, rotary: Rotary, ranked: Ran
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``heads [..., rows, heads, d]`` by ``cos, sin [rows, d]``."""
+    """Rotate ``heads [..., rows, heads, d]`` by ``cos, sin [rows, d]``."""
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return (heads * cos + rotate_half(heads) * sin).to(heads.dtype)

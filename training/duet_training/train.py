@@ -1,4 +1,4 @@
-"""duet-train: fine-tunes a LLaVA compressed, from a YAML configuration, with transformers' Trainer."""
+"""duet-train: fine-tunes a LLaVA under compression, from a YAML configuration, with transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from duet_training.trainer import DuetTrainer, last_whole_checkpoint
 
 
 def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
-    """Model, data and trainer of a configuration, all checked, before any time goes into them.
+    """Build model, data and trainer from a configuration, and check them before training starts.
 
     Raises:
-        ConfigError, SettingsError, BadDataError: for what the configuration or the data get wrong.
+        ConfigError, SettingsError, BadDataError: if the configuration or the data is wrong.
     """
     if training.n_gpu > 1:
-        raise ConfigError(f"{training.n_gpu} GPUs in one process: start duet-train with torchrun or accelerate launch")
+        raise ConfigError(f"one process has {training.n_gpu} GPUs, expected one: use torchrun or accelerate launch")
     model = load_model(duet)
     shape = llava_shape(model.config, model.boundaries)
     compressions = [resolve_settings(request, shape) for request in duet.compressions]
@@ -40,12 +40,12 @@ def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
         processing_class=processor,
     )
     if duet.lora is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise ConfigError("lora goes with neither FSDP nor DeepSpeed: what they shard cannot be merged")
+        raise ConfigError("lora does not work with FSDP or DeepSpeed, because sharded weights cannot be merged")
     return trainer
 
 
 def train(duet: DuetArguments, training: TrainingArguments) -> Path:
-    """Train, go on where an earlier run was cut off, and write a checkpoint that a server loads; its directory."""
+    """Train, or resume an interrupted run, and write a checkpoint that a server can load. Returns its directory."""
     trainer = make_trainer(duet, training)
     output = Path(training.output_dir)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if duet.resume else None)
@@ -57,15 +57,15 @@ def train(duet: DuetArguments, training: TrainingArguments) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="duet-train", description="Fine-tune a LLaVA with both stages of DUET.")
-    parser.add_argument("config", type=Path, help="a YAML file, such as those in training/duet_training/configs")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="in the place of the file's")
+    parser.add_argument("config", type=Path, help="a YAML file; examples are in training/duet_training/configs")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces this key's value")
     words = parser.parse_args()
     try:
         duet, training = read_arguments(words.config, words.overrides)
         output = train(duet, training)
     except (ConfigError, SettingsError, BadDataError, OSError) as error:
         sys.exit(f"duet-train: {error}")
-    if training.should_save:  # one of the processes says so
+    if training.should_save:  # only one process prints
         flags = f" --duet-boundaries {','.join(map(str, duet.boundaries))}" if duet.boundaries else ""
         print(f"duet-train: done; serve it with: duet-server serve {output}{flags}")
 

@@ -1,4 +1,4 @@
-"""The model to be trained, of which the parts that a configuration names take gradients."""
+"""Loads the model and sets ``requires_grad`` on the parts that the configuration lists."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from duet_training.arguments import ConfigError, DuetArguments
 from duet_training.modeling import DuetLlava
 
 _DECODER_PROJECTIONS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-_TOWER = r".*vision_tower.*"  # has projections of the same names
+_TOWER = r".*vision_tower.*"  # its projections have the same names
 
 
 def load_model(duet: DuetArguments) -> DuetLlava:
-    """The checkpoint, of which the parts to be trained, and no others, take gradients.
+    """Load the checkpoint. Only the parts that ``duet.train`` lists get gradients.
 
     Raises:
-        ConfigError: for a checkpoint that is no LLaVA of a CLIP tower and a Llama decoder.
+        ConfigError: if the checkpoint is not a LLaVA with a CLIP tower and a Llama decoder.
     """
     dtype = getattr(torch, duet.dtype)
     try:
@@ -40,7 +40,7 @@ def load_model(duet: DuetArguments) -> DuetLlava:
 
 
 def _modules(model: DuetLlava, part: str) -> list[nn.Module]:
-    """Those that the forward runs: what lies behind the tower's feature layer would wait for gradients in vain."""
+    """The part's modules that the forward runs. Tower layers after the feature layer would never get gradients."""
     tower, num_layers = model.model.vision_tower, model.num_tower_layers
     parts: dict[str, list[nn.Module]] = {
         "tower": [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:num_layers]],
@@ -51,12 +51,12 @@ def _modules(model: DuetLlava, part: str) -> list[nn.Module]:
 
 
 def adapted(model: DuetLlava, lora: Mapping[str, Any]) -> Any:
-    """``model`` with low-rank adapters on its decoder; the projector learns with its own weights, if it learns.
+    """``model`` with low-rank adapters on its decoder. If the projector is trained, its own weights are.
 
-    What learns is in float32, whatever the rest is in.
+    Trained weights are float32, even if the others are not.
 
     Raises:
-        ConfigError: without PEFT, or for arguments that it does not know.
+        ConfigError: if PEFT is missing, or does not know an argument.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -68,7 +68,7 @@ def adapted(model: DuetLlava, lora: Mapping[str, Any]) -> Any:
         modules = {"target_modules": _DECODER_PROJECTIONS, "exclude_modules": _TOWER}
         config = LoraConfig(**{**modules, **lora, "modules_to_save": saved or None})
     except TypeError as error:
-        raise ConfigError(f"lora is {dict(lora)}, which PEFT refuses: {error}") from error
+        raise ConfigError(f"lora is {dict(lora)}, which PEFT rejects: {error}") from error
     adapters = get_peft_model(model, config)
     for weight in adapters.parameters():
         if weight.requires_grad:

@@ -1,4 +1,4 @@
-"""Transformers' Trainer, but for the lengths of our samples and the names in our checkpoints."""
+"""Transformers' Trainer, adapted to the lengths of our samples and the weight names in our checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from duet_training.modeling import DuetLlava
 
 
 class LengthSampler(LengthGroupedSampler):
-    """Batches of like lengths in an order that seed and epoch alone decide, so that a resumed run finds it again."""
+    """Batches samples of similar length. Only seed and epoch decide the order, so that a resumed run repeats it."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -44,13 +44,13 @@ class DuetTrainer(Trainer):
         return self._sampler
 
     def _run_epoch(self, *, epoch: int, **rest: Any) -> None:
-        """The sampler hears of the epoch here: on resuming several processes, wrappers hide it from Trainer."""
+        """Tell the sampler the epoch. When several processes resume, wrappers hide the sampler from Trainer."""
         if self._sampler is not None:
             self._sampler.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **rest)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """A checkpoint of the whole model has the published names, which Trainer would pass over with a warning."""
+        """Load a checkpoint of the whole model by its published names. Trainer would skip them with only a warning."""
         is_whole = isinstance(self.model, DuetLlava) and not self.is_fsdp_enabled
         if not is_whole:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -60,6 +60,6 @@ class DuetTrainer(Trainer):
 
 
 def last_whole_checkpoint(output: Path) -> str | None:
-    """The newest checkpoint that was written to its end; one that was cut off lacks the trainer's state."""
+    """The newest complete checkpoint. An incomplete one lacks the trainer's state."""
     folders = [path.parent for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     return str(max(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))) if folders else None

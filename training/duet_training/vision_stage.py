@@ -1,6 +1,6 @@
-"""Stage 1 (vision to vision) on a Hugging Face CLIP tower, differentiable in what it keeps and merges.
+"""Stage 1 (vision to vision) on a Hugging Face CLIP tower, differentiable in the tokens that it keeps and merges.
 
-The choice itself is a constant to autograd. Source: DUET-VLM (arXiv 2602.18846).
+Autograd treats the choice itself as a constant. Source: DUET-VLM (arXiv 2602.18846).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from duet_server.plan import CompressionSettings
 
 
 class EncodedImages(NamedTuple):
-    """What a tower's feature layer gives of a batch of images; CLS is row 0."""
+    """The outputs of a tower's feature layer for a batch of images; CLS is row 0."""
 
     hidden: Tensor
     """[images, 1 + N, Dv], the layer's output."""
@@ -28,9 +28,9 @@ class EncodedImages(NamedTuple):
 
 
 def encode(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> EncodedImages:
-    """Run the first ``num_layers`` layers of a CLIP tower, one at least, on ``[images, 3, H, W]``."""
+    """Run the first ``num_layers`` layers of a CLIP tower, at least one, on pixels ``[images, 3, H, W]``."""
     layers = tower.encoder.layers
-    assert num_layers >= 1, f"{num_layers=}: the embeddings have no attention to choose by"
+    assert num_layers >= 1, f"{num_layers=}: the embeddings have no attention to rank patches"
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
     for layer in layers[: num_layers - 1]:
         hidden = layer(hidden, attention_mask=None)
@@ -44,13 +44,13 @@ def encode(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> EncodedIm
 def compress(images: EncodedImages, settings: CompressionSettings) -> tuple[Tensor, Tensor | None]:
     """The visual tokens before the projector ``[images * entering, Dv]``, and each image's patches by descending score.
 
-    With stage 1 off these are all patches without CLS, and None.
+    With stage 1 off, the tokens are all patches without CLS, and the ranking is None.
     """
     if settings.dominant is None:
         return images.hidden[:, 1:].flatten(0, 1), None
     counts = (settings.dominant, settings.contextual, settings.cluster_width or 0)
     hidden = images.hidden
-    # In float32 whatever is around, as the engine ranks and merges; the plain torch reference is what autograd knows.
+    # In float32 even under autocast, as in the engine. Only the plain torch reference supports autograd.
     with torch.autocast(hidden.device.type, enabled=False), implementation("reference"):
         score = cls_score(images.query[:, 0], images.key, images.key.shape[-1] ** -0.5)
         return select_and_merge(hidden, score, images.key.float().mean(dim=2), [counts] * len(hidden))
@@ -58,7 +58,7 @@ def compress(images: EncodedImages, settings: CompressionSettings) -> tuple[Tens
 
 @contextmanager
 def _outputs_of(*modules: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """What the modules compute meanwhile, by their place, detached."""
+    """Collects the modules' outputs during the ``with`` block, detached, by the module's index."""
     outputs: dict[int, Tensor] = {}
 
     def keep(idx: int) -> torch.utils.hooks.RemovableHandle:

@@ -1,4 +1,4 @@
-"""Batch files through vLLM's runner, over a stand-in engine."""
+"""Batch files in vLLM's runner, with a stand-in engine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(server, tmp_path, monkeypatch):
     return run
 
 
-def test_lines_have_settings_of_their_own(run):
+def test_each_line_uses_its_own_settings(run):
     question = {"messages": [QUESTION]}
     answers = run(*({**question, "compression": setting} for setting in ("aggressive", "visionzip")), question)
     usages = [answer["response"]["body"]["usage"]["compression"] for answer in answers]

@@ -1,4 +1,4 @@
-"""Chat completions from HTTP to the engine's door and back, over a stand-in engine."""
+"""Chat completions from HTTP to the engine and back, with a stand-in engine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_aggressive_fills_both_stages(chat, server):
     assert call.prompt["mm_kwargs"]["image"][0]["duet_stage1"].data.tolist() == [72, 30, 4]
 
 
-def test_guide_are_the_rows_of_the_users_salient_words(chat, server):
+def test_the_users_salient_words_are_the_guiding_rows(chat, server):
     chat(compression="aggressive")
     call = server.last_call
     tokenizer = server.engine.renderer.get_tokenizer()
@@ -61,7 +61,7 @@ def test_guide_are_the_rows_of_the_users_salient_words(chat, server):
 
 @pytest.mark.parametrize("key", ["guide", "text"], ids=["by its name", "by its old name"])
 @pytest.mark.parametrize("guide", ["all", "last"])
-def test_other_guides_need_no_rows(chat, server, guide, key):
+def test_guides_all_and_last_send_no_rows(chat, server, guide, key):
     usage = chat(compression={"preset": "light", key: guide}).json()["usage"]["compression"]
     assert usage["settings"]["guide"] == guide
     assert engine_keys(server.last_call) == {"duet_keep": [0.5, 0.0], "duet_guide": guide}
@@ -82,7 +82,7 @@ def test_stage2_alone_keeps_every_patch(chat, server):
     assert [segment.num_visual_tokens for segment in server.last_call.plan.segments] == [576, 288, 144]
 
 
-def test_images_with_text_between_are_pools_of_their_own(chat, server):
+def test_images_separated_by_text_are_separate_pools(chat, server):
     response = chat(user(image_part("red"), "and", image_part("blue"), "which?"), compression="aggressive")
     usage = response.json()["usage"]["compression"]
     assert usage["visual_tokens"] == {"encoder": 1152, "stage1": 204, "segments": [204, 102, 0], "layer_average": 127.5}
@@ -144,11 +144,11 @@ def test_stream_reports_in_its_usage_chunk_only(chat):
     assert chunks[-1]["usage"]["prompt_tokens"] == full["prompt_tokens"]
 
 
-def test_stream_without_usage_has_none(chat):
+def test_stream_without_usage_reports_no_compression(chat):
     assert all(not chunk.get("usage") for chunk in events(chat(compression="light", stream=True)))
 
 
-def test_several_choices_and_logprobs_go_on_working(chat, server):
+def test_several_choices_and_logprobs_still_work(chat, server):
     response = chat(compression="light", n=2, logprobs=True, top_logprobs=1, temperature=0.7)
     assert response.status_code == 200, response.text
     assert server.last_call.params.n == 2
@@ -214,7 +214,7 @@ def test_impossible_settings_are_refused_with_field_value_and_remedy(chat, serve
     ],
 )
 @pytest.mark.parametrize("compression", ["visionzip", "aggressive"])
-def test_what_compression_does_not_go_with_is_refused(chat, server, fields, param, compression):
+def test_fields_that_exclude_compression_are_refused(chat, server, fields, param, compression):
     assert refusal(chat(compression=compression, **fields))[0] == param
     assert server.engine.calls == []
 
@@ -257,7 +257,7 @@ def test_prompt_longer_than_an_engine_step_is_refused(chat):
 
 @pytest.mark.parametrize("fields", [{"max_tokens": 2040}, {"temperature": -1}, {"logprobs": True, "top_logprobs": 21}])
 def test_images_of_a_refused_request_are_sent_again(chat, server, fields):
-    """An engine with a cache of its own would be sent an image once and then its hash, whatever became of the first."""
+    """Otherwise, an engine with its own cache would get only the image's hash after the first, refused request."""
     setting, question = {"compression": "aggressive"}, user(image_part("green"), "What color is the circle?")
     refusal(chat(question, **setting, **fields))
     assert chat(question, **setting).status_code == 200
@@ -292,7 +292,7 @@ def test_clients_may_not_send_processor_kwargs(chat, server):
 
 @pytest.fixture
 def without_compression(server, monkeypatch):
-    """The same server, its model served without compression."""
+    """The same server, but without compression of its model."""
     renderer = server.app.state.openai_serving_chat.online_renderer
     monkeypatch.setattr(renderer, "served", replace(renderer.served, shape=None))
 
@@ -310,7 +310,7 @@ def test_a_model_without_compression_is_served_as_by_vllm(chat, server):
     assert refusal(chat(path="/v1/compression/plan"))[0] == "model"
 
 
-def test_the_openai_sdk_sends_and_shows_it(server):
+def test_the_openai_sdk_sends_the_field_and_shows_the_usage(server):
     sdk = openai.OpenAI(base_url="http://testserver/v1", api_key="-", http_client=TestClient(server.app))
     answer = sdk.chat.completions.create(model="demo", messages=[QUESTION], extra_body={"compression": "light"})
     assert answer.usage.compression["settings"]["preset"] == "light"
@@ -338,6 +338,6 @@ def test_a_part_whose_type_is_null_is_known_by_its_keys(chat, server):
     assert len(server.last_call.spans) == 1
 
 
-def test_vllms_own_refusals_stay(chat):
+def test_vllms_own_refusals_are_unchanged(chat):
     assert chat(model="other").status_code == 404
     assert refusal(chat(top_logprobs=3))[0] == "top_logprobs"

@@ -22,7 +22,7 @@ def batch(client):
     return send
 
 
-def test_every_conversation_is_compressed_as_alone(batch, client, server):
+def test_every_conversation_is_compressed_as_if_sent_alone(batch, client, server):
     response = batch(compression="aggressive", max_tokens=5)
     assert response.status_code == 200, response.text
     calls, usage = list(server.engine.calls), response.json()["usage"]["compression"]
@@ -43,7 +43,7 @@ def test_every_conversation_is_compressed_as_alone(batch, client, server):
     assert usage["settings"] == alone[0]["settings"]
 
 
-def test_an_open_length_becomes_what_fits_each(batch, server):
+def test_without_a_length_each_answer_gets_the_room_that_is_left(batch, server):
     batch([[QUESTION], [user(image_part(), "why? " * 380)]], compression="aggressive")
     short, long = server.engine.calls
     assert short.params.max_tokens == 64, "the model's own default"
@@ -58,7 +58,7 @@ def test_an_open_length_becomes_what_fits_each(batch, server):
         ({"compression": "light", "max_tokens": 2000}, "max_tokens"),
     ],
 )
-def test_what_cannot_be_is_refused(batch, server, fields, param):
+def test_unsupported_requests_are_refused(batch, server, fields, param):
     assert refusal(batch(**fields))[0] == param
     assert server.engine.calls == []
 

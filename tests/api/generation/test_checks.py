@@ -21,7 +21,7 @@ def num_tokens(asked, max_tokens):
 
 
 @pytest.mark.parametrize("make", [request, lambda: DuetResponsesRequest(input="hi")])
-def test_an_open_length_becomes_what_fits(make):
+def test_without_a_length_the_answer_gets_the_room_that_is_left(make):
     asked = make()
     assert room(asked, 70) == 30
     assert room(asked, 99) == 1
@@ -32,7 +32,7 @@ def test_an_open_length_becomes_what_fits(make):
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-def test_a_length_that_was_asked_for_is_kept_or_refused(field):
+def test_a_requested_length_is_kept_or_refused(field):
     def make(length):
         return (
             DuetResponsesRequest(input="hi", max_output_tokens=length)
@@ -47,12 +47,12 @@ def test_a_length_that_was_asked_for_is_kept_or_refused(field):
         room(make(31), 70)
 
 
-def test_of_two_lengths_the_one_that_vllm_heeds_is_checked():
+def test_of_two_lengths_the_one_that_vllm_uses_is_checked():
     assert room(request(max_tokens=31, max_completion_tokens=30), 70) == 30
 
 
-def test_the_context_length_counts_before_the_step():
-    """What vLLM would cut anyway is no reason to refuse."""
+def test_a_length_is_cut_to_the_context_before_it_is_checked():
+    """vLLM cuts such a length itself, so it is not refused."""
     assert room(request(max_completion_tokens=90), 70, max_model_len=95) == 30
 
 

@@ -37,7 +37,7 @@ def test_spans_are_the_image_placeholders():
     assert RenderedPrompt.from_engine_input({"prompt_token_ids": [1]}) == RenderedPrompt(None, [1], ())
 
 
-def test_placeholders_of_another_length_are_a_broken_invariant():
+def test_placeholders_of_another_length_fail_an_assertion():
     """The prompt must have been rendered with the settings that it is planned with."""
     settings = presets(LLAVA_7B)["aggressive"]
     prompt = RenderedPrompt("", range(600), ((1, 577),))

@@ -22,7 +22,7 @@ def message(client):
 
 
 @pytest.mark.parametrize("setting", ["aggressive", "off", {"keep": [0.5, 0.25]}], ids=str)
-def test_compression_is_that_of_chat_completions(message, chat, server, setting):
+def test_compression_equals_that_of_chat_completions(message, chat, server, setting):
     response = message(compression=setting)
     assert response.status_code == 200, response.text
     by_message = server.last_call
@@ -33,11 +33,11 @@ def test_compression_is_that_of_chat_completions(message, chat, server, setting)
     assert by_message.params.max_tokens == 9
 
 
-def test_without_images_and_the_field_it_looks_like_vllms(message):
+def test_without_images_and_field_the_answer_looks_like_vllms(message):
     assert "compression" not in message(messages=[{"role": "user", "content": "hi"}]).json()["usage"]
 
 
-def test_a_stream_reports_in_its_last_delta(message):
+def test_a_stream_reports_compression_in_its_last_delta(message):
     response = message(compression="aggressive", stream=True)
     events = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line.startswith("data")]
     assert "".join(event["delta"].get("text", "") for event in events if "delta" in event) == ANSWER
@@ -46,7 +46,7 @@ def test_a_stream_reports_in_its_last_delta(message):
     assert reported["usage"] == message(compression="aggressive").json()["usage"]
 
 
-def test_counting_tokens_is_no_request(message, client):
+def test_counting_tokens_does_not_count_as_a_request(message, client):
     before = scrape(client)
     counted = message("/v1/messages/count_tokens", compression="aggressive").json()["input_tokens"]
     assert scrape(client) == before

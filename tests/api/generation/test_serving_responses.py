@@ -26,7 +26,7 @@ def respond(client):
 
 
 @pytest.mark.parametrize("setting", SHAPES)
-def test_compression_is_that_of_chat_completions(respond, chat, server, setting):
+def test_compression_equals_that_of_chat_completions(respond, chat, server, setting):
     response = respond(compression=setting)
     assert response.status_code == 200, response.text
     by_response = server.last_call
@@ -41,7 +41,7 @@ def test_compression_is_that_of_chat_completions(respond, chat, server, setting)
     assert by_response.prompt["mm_hashes"] == server.last_call.prompt["mm_hashes"]
 
 
-def test_a_stream_reports_in_its_last_event(respond):
+def test_a_stream_reports_compression_in_its_last_event(respond):
     events = [
         json.loads(line.removeprefix("data: "))
         for line in respond(compression="aggressive", stream=True).text.splitlines()
@@ -71,7 +71,7 @@ def test_a_stored_response_and_the_next_turn(respond, client, server, monkeypatc
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(respond, server, fields, param):
+def test_unsupported_requests_are_refused(respond, server, fields, param):
     assert refusal(respond(**fields))[0] == param
     assert server.engine.calls == []
 
@@ -100,12 +100,12 @@ def test_items_without_their_content_are_refused(respond, server, item):
     assert server.engine.calls == []
 
 
-def test_an_open_length_becomes_what_fits(respond, server):
+def test_without_a_length_the_answer_gets_the_room_that_is_left(respond, server):
     num_prompt = respond(turn(text="why? " * 380), compression="aggressive").json()["usage"]["input_tokens"]
     assert server.last_call.params.max_tokens == 2048 - num_prompt < 64, "the model's own default is 64"
 
 
-async def test_no_turn_goes_on_with_the_rows_of_another(server):
+async def test_a_turn_of_a_built_in_tool_is_refused(server):
     request = DuetResponsesRequest(model="demo", input=[turn()], compression="aggressive")
     handler = server.app.state.openai_serving_responses
     await handler.create_responses(request)

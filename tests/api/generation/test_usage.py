@@ -13,7 +13,7 @@ def event(**chunk):
     return f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
 
 
-def test_the_usage_chunk_gets_it():
+def test_the_usage_chunk_of_a_stream_gets_compression():
     chunk = {"id": "x", "choices": [], "usage": {"prompt_tokens": 3}, "system_fingerprint": "f"}
     changed = with_usage_chunk(event(**chunk), USAGE)
     assert changed.endswith("\n\n")
@@ -34,7 +34,7 @@ def test_the_usage_chunk_gets_it():
         event(id="x", choices=[], usage=None),
     ],
 )
-def test_every_other_event_stays_as_it_is(untouched):
+def test_all_other_events_are_unchanged(untouched):
     assert with_usage_chunk(untouched, USAGE) == untouched
 
 
@@ -43,14 +43,14 @@ def of_prompt(num_images, segments, token_layers):
     return {"visual_tokens": tokens, "reduction": 0.1, "kv_cache": {"token_layers": token_layers}, "settings": "same"}
 
 
-def test_the_sum_over_prompts():
+def test_usage_is_summed_over_prompts():
     total = total_usage([of_prompt(2, [8, 4], 30), None, of_prompt(0, [0, 0], 5), of_prompt(1, [4, 2], 7)])
     assert total == {**of_prompt(3, [12, 6], 42), "reduction": 0.7}
     assert total_usage([of_prompt(0, [0, 0], 5)])["reduction"] == 0.0
     assert total_usage([None]) is None
 
 
-def test_the_delta_of_a_message_gets_it():
+def test_the_last_delta_of_a_message_gets_compression():
     delta = 'event: message_delta\ndata: {"type":"message_delta","delta":{},"usage":{"input_tokens":3}}\n\n'
     head, _, data = with_message_usage(delta, USAGE).partition("data: ")
     assert (head, data[-2:]) == ("event: message_delta\n", "\n\n")

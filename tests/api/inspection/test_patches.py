@@ -25,18 +25,18 @@ PADDING = SimpleNamespace(do_center_crop=True, size={"shortest_edge": 168}, crop
     ],
     ids=str,
 )
-def test_the_area_that_patches_cover(size, processor, area):
+def test_patches_cover_the_area_that_the_processor_keeps(size, processor, area):
     assert covered_area(*size, processor) == dict(zip(("left", "top", "width", "height"), area, strict=True))
 
 
 @pytest.fixture
 def shape() -> ModelShape:
-    """4 patches to a picture."""
+    """4 patches per picture."""
     vision = replace(LLAVA_7B.vision, num_patches=4, image_size=28, patch_size=14)
     return replace(LLAVA_7B, vision=vision)
 
 
-def test_rows_become_patches(shape):
+def test_rows_of_segments_are_described_as_patches(shape):
     """Prompt: text, 4 rows of the first picture (CLS, patches 1 and 3, one merged), text, the second one, text."""
     first, second = (Picture(idx, span, 10, 20, None) for idx, span in enumerate([(2, 6), (7, 11)]))
     stage1 = {"dominant": [1, 3], "contextual": [[2, 0]], "scores": [0.1, 0.4, 0.2, 0.3]}
@@ -65,7 +65,7 @@ def test_rows_become_patches(shape):
     assert [segment["scores"] for segment in two["segments"]] == [None, [1.0, 9.0, 8.0, 3.0], [3.0, 4.0]]
 
 
-def test_a_segment_that_nothing_led_to_holds_what_the_one_before_did(shape):
+def test_a_segment_without_a_drop_before_it_holds_what_the_previous_one_holds(shape):
     picture = Picture(0, (1, 5), 10, 20, None)
     trace = {"images": {}, "segments": {2: {"rows": [0, 3, 5], "scores": [(1, [0.0, 0.1, 0.9, 0.2])]}}}
     (described,) = describe_patches([picture], trace, 6, shape, CLIP)

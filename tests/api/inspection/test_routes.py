@@ -46,7 +46,7 @@ def test_every_listed_preset_is_served(client, chat):
         assert usage["reduction"] == preset["reduction"]
 
 
-def test_plan_equals_what_the_request_then_reports(chat):
+def test_plan_equals_the_usage_that_the_request_reports(chat):
     messages = user(image_part("red"), "one", image_part("blue"), "two?")
     plan = chat(messages, path="/v1/compression/plan", compression="balanced").json()
     CompressionPlan.model_validate(plan)
@@ -87,7 +87,7 @@ def test_plan_sends_nothing_to_the_engine_and_leaves_its_cache_alone(chat, serve
     assert server.last_call.prompt["mm_kwargs"]["image"][0] is not None
 
 
-def test_plan_of_a_text_has_nothing_to_save(chat):
+def test_plan_of_text_only_saves_nothing(chat):
     plan = chat(user("Is it warm?"), path="/v1/compression/plan", compression="aggressive").json()
     assert plan["images"] == 0
     assert plan["kv_cache_bytes"]["compressed"] == plan["kv_cache_bytes"]["uncompressed"]
@@ -102,7 +102,7 @@ def test_plan_of_a_text_has_nothing_to_save(chat):
         ({"model": "other"}, 404, "model"),
     ],
 )
-def test_plan_refuses_what_the_request_would_be_refused_for(chat, fields, status, param):
+def test_plan_refuses_the_same_requests_as_chat_completions(chat, fields, status, param):
     response = chat(path="/v1/compression/plan", **fields)
     assert response.status_code == status, response.text
     assert response.json()["error"]["param"] == param
@@ -126,7 +126,7 @@ def test_the_documented_field_has_the_keys_that_are_understood():
 
 @pytest.fixture(scope="module")
 def other_server(checkpoint):
-    """Another default, another limit, a boundary of its own."""
+    """A server with another default, another limit and another boundary."""
     flags = ("--duet-default", '{"reduction": 0.5}', "--duet-max-reduction", "0.7", "--duet-boundaries", "2")
     return asyncio.run(stand_in_server(checkpoint, "--served-model-name", "other", *flags))
 

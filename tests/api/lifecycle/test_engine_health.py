@@ -48,7 +48,7 @@ async def test_an_engine_is_ready_once_it_answers(rig):
 
 
 @pytest.mark.asyncio
-async def test_a_stalled_engine_is_noticed_asked_once_and_comes_back(rig):
+async def test_a_stalled_engine_is_reported_asked_once_and_recovers(rig):
     engine, pulse, _ = rig
     engine.steps.set()
     await until(lambda: pulse.problem is None)
@@ -63,7 +63,7 @@ async def test_a_stalled_engine_is_noticed_asked_once_and_comes_back(rig):
 
 
 @pytest.mark.asyncio
-async def test_workers_that_fail_are_no_pulse(rig):
+async def test_failing_workers_are_a_problem(rig):
     engine, pulse, task = rig
     engine.error = RuntimeError("Call to collective_rpc method failed")
     engine.steps.set()

@@ -13,7 +13,7 @@ from duet_server.api.lifecycle.gate import Gate
 
 
 class Rig:
-    """A gate before three routes; ``/slow`` answers when ``release`` is set."""
+    """A gate in front of three routes; ``/slow`` answers when ``release`` is set."""
 
     def __init__(self):
         self.engine = SimpleNamespace(errored=False)
@@ -62,7 +62,7 @@ def assert_turned_away(response):
 
 
 @pytest.mark.asyncio
-async def test_those_inside_finish_and_new_ones_are_turned_away(rig):
+async def test_requests_in_flight_finish_and_new_ones_are_refused(rig):
     inside = [await rig.start("/slow"), await rig.start("/stream")]
     rig.gate.draining = True
     assert_turned_away(await rig.client.get("/slow"))
@@ -84,14 +84,14 @@ async def test_health_is_always_answered_and_never_waited_for(rig):
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_has_died_turns_all_away(rig):
+async def test_after_the_engine_died_all_requests_are_refused(rig):
     assert (await rig.client.get("/broken")).status_code == 500
     rig.engine.errored = True
     assert_turned_away(await rig.client.get("/slow"))
 
 
 @pytest.mark.asyncio
-async def test_a_500_on_account_of_the_engines_death_becomes_a_503(rig):
+async def test_a_500_caused_by_the_engines_death_becomes_a_503(rig):
     async def dies(request):
         rig.engine.errored = True
         return await rig.broken(request)

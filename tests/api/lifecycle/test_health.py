@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def life(server):
-    """The app's lifespan has not begun, so nobody has asked the engine."""
+    """The app's lifespan has not begun, so the engine has not been asked yet."""
     life = server.app.state.duet.life
     yield life
     life.pulse._answered_at, life.gate.draining = None, False

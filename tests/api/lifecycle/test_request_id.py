@@ -35,7 +35,7 @@ def test_a_clients_id_is_in_header_and_body(client, given, stream):
 
 
 @pytest.mark.parametrize("given", HOSTILE, ids=repr)
-def test_another_is_made_where_it_is_not_fit(client, chat, given):
+def test_an_unsafe_id_is_replaced_by_a_new_one(client, chat, given):
     response = client.post(
         "/v1/chat/completions", json={"model": "demo", "messages": [QUESTION]}, headers={b"X-Request-Id": given}
     )
@@ -45,7 +45,7 @@ def test_another_is_made_where_it_is_not_fit(client, chat, given):
     assert response.json()["id"] == f"chatcmpl-{made}"
 
 
-def test_each_request_gets_its_own(client):
+def test_each_request_gets_its_own_id(client):
     ids = {client.get("/v1/models").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
 
@@ -53,7 +53,7 @@ def test_each_request_gets_its_own(client):
 @pytest.mark.parametrize(
     ("path", "status"), [("/v1/chat/completions", 400), ("/v1/compression/plan", 400), ("/v1/nothing", 404)]
 )
-def test_errors_carry_it_too(client, path, status):
+def test_errors_carry_the_request_id(client, path, status):
     response = client.post(path, json={"messages": 7}, headers={"X-Request-Id": "mine"})
     assert response.status_code == status
     assert response.headers["x-request-id"] == "mine"
@@ -69,7 +69,7 @@ def app():
     return app
 
 
-def test_so_do_exceptions_that_nobody_handles(app):
+def test_unhandled_exceptions_carry_the_request_id(app):
     @app.get("/")
     def fail():
         raise KeyError("x")
@@ -80,12 +80,12 @@ def test_so_do_exceptions_that_nobody_handles(app):
 
 
 @pytest.mark.parametrize("content", [{"detail": "no"}, {"error": "no"}, ["error"]], ids=repr)
-def test_errors_of_another_shape_stay_as_they_are(app, content):
+def test_errors_of_another_shape_are_unchanged(app, content):
     app.get("/")(lambda: JSONResponse(content, 418))
     assert TestClient(app).get("/").json() == content
 
 
-def test_what_is_logged_on_the_way_knows_it(app, caplog):
+def test_log_records_of_a_request_carry_its_id(app, caplog):
     caplog.set_level(logging.WARNING)
     caplog.handler.addFilter(RequestIdFilter())
 

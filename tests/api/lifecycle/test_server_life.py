@@ -11,7 +11,7 @@ from duet_server.api.lifecycle.server_life import ServerLife
 
 
 class Engine(SimpleNamespace):
-    """``pause_generation`` ends what is in flight, unless ``hangs``."""
+    """``pause_generation`` ends all requests in flight, unless ``hangs``."""
 
     def __init__(self, shutdown_timeout):
         super().__init__(errored=False, hangs=False, paused=[], cut=asyncio.Event())
@@ -53,7 +53,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.asyncio
-async def test_a_signal_waits_for_those_in_flight():
+async def test_after_a_signal_requests_in_flight_finish():
     rig = Rig(shutdown_timeout=60)
     request = await rig.in_flight()
     rig.life._on_signal()
@@ -68,7 +68,7 @@ async def test_a_signal_waits_for_those_in_flight():
 
 
 @pytest.mark.asyncio
-async def test_after_the_timeout_they_are_cut():
+async def test_after_the_timeout_requests_in_flight_are_aborted():
     rig = Rig(shutdown_timeout=0.05)
     request = await rig.in_flight()
     rig.life._on_signal()
@@ -79,7 +79,7 @@ async def test_after_the_timeout_they_are_cut():
 
 
 @pytest.mark.asyncio
-async def test_a_second_signal_cuts_at_once_and_a_third_is_nothing():
+async def test_a_second_signal_aborts_at_once_and_a_third_does_nothing():
     rig = Rig(shutdown_timeout=60)
     request = await rig.in_flight()
     rig.life._on_signal()
@@ -91,7 +91,7 @@ async def test_a_second_signal_cuts_at_once_and_a_third_is_nothing():
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_hangs_is_not_waited_for():
+async def test_shutdown_does_not_wait_for_a_hanging_engine():
     rig = Rig(shutdown_timeout=0.05)
     rig.engine.hangs = True
     request = await rig.in_flight()
@@ -102,8 +102,8 @@ async def test_an_engine_that_hangs_is_not_waited_for():
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_takes_no_more_orders_is_left_alone():
-    """A signal to the whole process group reaches the engine, too."""
+async def test_shutdown_continues_if_the_engine_refuses_commands():
+    """A signal to the whole process group also reaches the engine, which then refuses commands."""
     rig = Rig(shutdown_timeout=0.05)
 
     async def refuse(**options):
@@ -117,7 +117,7 @@ async def test_an_engine_that_takes_no_more_orders_is_left_alone():
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_leaves_during_a_drain_does_not_end_it():
+async def test_an_engine_that_ends_during_a_drain_does_not_end_the_drain():
     rig = Rig(shutdown_timeout=60)
     request = await rig.in_flight()
     rig.life._on_signal()
@@ -143,7 +143,7 @@ async def test_the_server_ends_with_its_engine_and_says_that_it_failed():
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_leaves_after_the_last_request_of_a_drain_has_not_failed():
+async def test_an_engine_that_ends_after_a_drain_has_not_failed():
     rig = Rig(shutdown_timeout=60)
     rig.life.gate.draining = rig.engine.errored = True
     await rig.life._watch()
@@ -151,7 +151,7 @@ async def test_an_engine_that_leaves_after_the_last_request_of_a_drain_has_not_f
 
 
 @pytest.mark.asyncio
-async def test_vllms_switch_keeps_the_server_alive(monkeypatch):
+async def test_vllms_keep_alive_variable_keeps_the_server_alive(monkeypatch):
     monkeypatch.setenv("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "1")
     rig = Rig(shutdown_timeout=60)
     rig.engine.errored = True

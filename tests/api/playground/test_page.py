@@ -55,11 +55,11 @@ def test_an_unchanged_file_is_not_sent_again(client, path):
 
 
 @pytest.mark.parametrize("path", ["/playground/", "/playground/none.js", "/playground/..%2fpage.py"])
-def test_there_is_nothing_else_under_it(client, path):
+def test_there_is_nothing_else_under_the_pages_path(client, path):
     assert client.get(path).status_code == 404
 
 
-def test_openapi_does_not_list_it(client):
+def test_openapi_does_not_list_the_page(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert not [path for path in paths if path == "/" or path.startswith("/playground")]
 
@@ -70,7 +70,7 @@ def other_client(checkpoint):
 
 
 @pytest.mark.parametrize("path", ["/", "/playground/app.js"])
-def test_it_can_be_switched_off(other_client, path):
+def test_the_page_can_be_switched_off(other_client, path):
     response = other_client.get(path)
     assert response.status_code == 404
     assert response.json()["error"]["code"] == 404

@@ -34,7 +34,7 @@ def endpoints(app):
             yield method, route.path.format(response_id="x", path="x")
 
 
-def test_every_route_but_health_and_the_page_wants_a_key(app, keyless):
+def test_every_route_except_health_and_the_page_needs_a_key(app, keyless):
     refused = {path for method, path in endpoints(app) if keyless.request(method, path).status_code == 401}
     assert {path for _, path in endpoints(app)} - refused <= OPEN | {"/playground"}
     assert {"/metrics", "/tokenize", "/docs", "/openapi.json", "/v1/models", "/version", "/invocations"} <= refused
@@ -49,12 +49,12 @@ def test_a_refusal_has_openais_shape(keyless):
 
 
 @pytest.mark.parametrize("header", ["", "secret-1", "Basic secret-1", "Bearer", "Bearer secret-2", "Bearer secret-1 "])
-def test_what_is_no_key(header, keyless):
+def test_wrong_or_missing_keys_are_refused(header, keyless):
     assert keyless.get("/tokenize", headers={"Authorization": header}).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/version", "/openapi.json"])
-def test_the_key_opens(path, keyless):
+def test_a_right_key_is_accepted(path, keyless):
     assert keyless.get(path, headers=KEY).status_code == 200
 
 
@@ -74,7 +74,7 @@ def test_the_key_opens(path, keyless):
         ("GET", "/nothing"),
     ],
 )
-def test_spellings_that_are_not_open(method, path, app):
+def test_other_spellings_of_open_paths_need_a_key(method, path, app):
     sent = []
 
     async def send(message):
@@ -95,18 +95,18 @@ def test_behind_a_proxys_path(checkpoint):
     assert client.get("/llm/v1/models", headers=KEY).status_code == 200
 
 
-def test_websockets_want_a_key(keyless):
+def test_websockets_need_a_key(keyless):
     with pytest.raises(WebSocketDisconnect), keyless.websocket_connect("/v1/realtime"):
         raise AssertionError("connected")
     assert not is_open({"type": "websocket", "path": "/health", "headers": []})
 
 
-def test_browsers_may_ask_whether_they_may_send_it(keyless):
+def test_a_browsers_preflight_request_needs_no_key(keyless):
     headers = {"Origin": "http://page.test", "Access-Control-Request-Method": "POST"}
     assert keyless.options("/v1/models", headers=headers).status_code != 401
 
 
-def test_switched_off_vllms_own_guard_remains(checkpoint):
+def test_if_switched_off_vllms_own_key_check_remains(checkpoint):
     client = TestClient(keyed_server(checkpoint, "--duet-guard-all-routes", "off").app)
     assert client.get("/version").status_code == 200
     assert client.get("/v1/models").status_code == 401

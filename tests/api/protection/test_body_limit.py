@@ -23,13 +23,13 @@ def padded(length):
 
 
 def in_pieces(body):
-    """Sent without Content-Length."""
+    """The body in pieces, which are sent without Content-Length."""
     yield from (body[start : start + 100] for start in range(0, len(body), 100))
 
 
 @pytest.mark.parametrize("send", [lambda body: body, in_pieces])
 @pytest.mark.parametrize("path", ["/v1/completions", "/invocations", "/tokenize", "/v1/chat/completions"])
-def test_larger_bodies_are_refused_announced_or_not(send, path, small):
+def test_larger_bodies_are_refused_with_or_without_content_length(send, path, small):
     answer = small.post(path, content=send(padded(LIMIT + 1)), headers=HEADERS)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (413, 413, "body")
@@ -37,11 +37,11 @@ def test_larger_bodies_are_refused_announced_or_not(send, path, small):
 
 
 @pytest.mark.parametrize("send", [lambda body: body, in_pieces])
-def test_a_body_of_just_that_size_is_read(send, small):
+def test_a_body_of_exactly_the_limit_is_read(send, small):
     assert small.post("/v1/completions", content=send(padded(LIMIT)), headers=HEADERS).status_code == 200
 
 
-def test_no_more_is_taken_in_than_is_needed_to_know(small):
+def test_reading_stops_once_the_limit_is_exceeded(small):
     taken = []
 
     def endless():
@@ -66,14 +66,14 @@ def test_no_more_is_taken_in_than_is_needed_to_know(small):
     assert len(taken) == 11
 
 
-def test_it_is_counted(small):
+def test_a_refused_body_is_counted(small):
     series = 'duet_rejected_requests_total{model_name="demo",reason="limit"} '
     before = float(small.get("/metrics").text.split(series)[1].split()[0])
     small.post("/v1/completions", content=padded(LIMIT + 1), headers=HEADERS)
     assert float(small.get("/metrics").text.split(series)[1].split()[0]) == before + 1
 
 
-def test_switched_off(checkpoint):
+def test_if_switched_off_any_body_is_read(checkpoint):
     server = asyncio.run(stand_in_server(checkpoint, "--served-model-name", "demo", "--duet-max-body", "off"))
     body = padded(65 << 20)
     assert TestClient(server.app).post("/v1/completions", content=body, headers=HEADERS).status_code == 200

@@ -1,4 +1,4 @@
-"""Clients cannot set what compression owns, however a body is wrapped, nor ask for more answers than there are."""
+"""Clients cannot set compression's reserved keys at any depth of a body, or ask for more answers than allowed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROUTES = {
 
 @pytest.fixture(scope="module")
 def everything(checkpoint):
-    """A server with every route that vLLM has for a model that generates."""
+    """A server with all routes of vLLM for a generative model."""
     flags = ("--served-model-name", "demo", "--enable-scale-out", "--max-num-batched-tokens", "2048")
     return asyncio.run(stand_in_server(checkpoint, *flags, "--trust-request-mm-kwargs"))
 
@@ -64,8 +64,8 @@ def test_reserved_keys_are_refused_on_every_route(path, extra, post, everything)
     assert not everything.engine.calls
 
 
-def test_no_json_route_is_missing_above(everything):
-    """Of the routes that take a body, all that could reach the engine."""
+def test_every_json_route_is_in_the_list(everything):
+    """The list has all routes with a body that can reach the engine."""
     harmless = {
         "/detokenize",
         "/inference/v1/abort_requests",
@@ -90,7 +90,7 @@ def test_no_json_route_is_missing_above(everything):
         {"prompt": [{"multi_modal_data": {}, "mm_processor_kwargs": {"duet_stage1": []}}]},
     ],
 )
-def test_however_deep(body):
+def test_reserved_keys_are_refused_at_any_depth(body):
     with pytest.raises(RequestRefusedError, match="no key that begins with duet_"):
         refuse_reserved_keys(body)
 
@@ -108,11 +108,11 @@ def test_however_deep(body):
         {"features": {"kwargs_data": {"image": [None, "?"]}}},
     ],
 )
-def test_what_does_not_reach_for_them(body):
+def test_bodies_that_set_no_reserved_key_are_accepted(body):
     refuse_reserved_keys(body)
 
 
-def test_bodies_of_any_depth():
+def test_bodies_5000_levels_deep_are_checked():
     body = {"duet_keep": 1}
     for _ in range(5_000):
         body = {"a": [body]}
@@ -122,7 +122,7 @@ def test_bodies_of_any_depth():
     assert refused.value.parameter.startswith("vllm_xargs.a.a.")
 
 
-def test_of_a_key_that_occurs_twice_the_one_that_counts_is_checked(post, everything):
+def test_of_a_duplicate_key_the_value_that_counts_is_checked(post, everything):
     client = TestClient(everything.app)
     text = json.dumps({"model": "demo", **TEXT})[:-1] + ', "vllm_xargs": {"duet_keep": [1]}, "vllm_xargs": %s}'
     headers = {"Content-Type": "application/json"}
@@ -142,7 +142,7 @@ def test_bodies_of_other_types_are_not_read(media_type, everything):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
-def test_whatever_encoding_json_allows(encoding, everything):
+def test_reserved_keys_are_refused_in_every_json_encoding(encoding, everything):
     client = TestClient(everything.app)
     content = json.dumps({"model": "demo", **TEXT, **XARGS}).encode(encoding)
     answer = client.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
@@ -150,7 +150,7 @@ def test_whatever_encoding_json_allows(encoding, everything):
 
 
 @pytest.mark.parametrize("field", ["kwargs_data", "mm_metadata"])
-def test_processed_images_carry_no_reserved_keys_either(field, post, everything):
+def test_reserved_keys_in_processed_images_are_refused(field, post, everything):
     hidden = base64.b64encode(b"\x81\xabduet_stage1\x93\x03\x02\x00").decode()
     features = {"mm_hashes": {"image": ["a"]}, "mm_placeholders": {"image": [{"offset": 0, "length": 1}]}}
     body = {"token_ids": [1], "sampling_params": {}, "features": {**features, field: {"image": [hidden]}}}
@@ -162,7 +162,7 @@ def test_processed_images_carry_no_reserved_keys_either(field, post, everything)
 
 @pytest.mark.parametrize("field", ["n", "best_of", "sampling_params.n"])
 @pytest.mark.parametrize("value", [33, 33.0, "33", "33.0", "1_000", pytest.param(10**400, id="huge")])
-def test_more_answers_than_allowed(field, value):
+def test_more_answers_than_allowed_are_refused(field, value):
     body = {field: value} if "." not in field else {"sampling_params": {"n": value}}
     with pytest.raises(RequestRefusedError, match="expected at most 32") as refused:
         refuse_many_answers(body, 32)
@@ -171,11 +171,11 @@ def test_more_answers_than_allowed(field, value):
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"n": None}, {"n": 32}, {"n": "many"}, {"n": []}, {"n": True}])
-def test_as_many_as_allowed(body):
+def test_as_many_answers_as_allowed_are_accepted(body):
     refuse_many_answers(body, 32)
 
 
-def test_the_option_counts(post):
+def test_the_option_limits_the_number_of_answers(post):
     assert post("/v1/chat/completions", TEXT | {"n": 32}).status_code == 200
     answer = post("/v1/chat/completions", TEXT | {"n": 33})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")

@@ -1,4 +1,4 @@
-"""Sixty ways to a closed address, none of which arrives; and media that is too large, hidden or broken."""
+"""Sixty URLs of addresses that are not public, which are never reached; and media that is too large or broken."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ SSRF = [f"http://{literal}/" for literal in LITERALS] + SPELLINGS + RESOLVED + R
 
 
 def redirect(path):
-    """``/302?to=URL`` redirects, anything else is a picture."""
+    """``/302?to=URL`` redirects; every other path is a picture."""
     status, query = urlsplit(path).path.strip("/"), urlsplit(path).query
     if status.isdigit():
         return int(status), {"Location": unquote(query.removeprefix("to="))}, b""
@@ -87,7 +87,7 @@ def web(monkeypatch, servers):
     web.canary.seen.clear()
     web.install(monkeypatch)
     monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "1")
-    # aiohttp itself refuses IPv4 addresses in other notations; this is to show what happens without that.
+    # aiohttp itself refuses IPv4 addresses in other notations; this removes that check, so that ours is tested.
     monkeypatch.setattr("aiohttp.connector.is_ip_address", lambda host: ":" in host)
     return web
 
@@ -125,14 +125,14 @@ def test_no_address_that_is_not_public_is_reached(url, web, options):
 
 
 @pytest.mark.parametrize("url", SSRF)
-def test_each_is_reached_where_all_networks_are_open(url, web, options):
-    """So the test above fails once nothing is checked."""
+def test_each_address_is_reached_if_all_networks_are_allowed(url, web, options):
+    """Shows that the test above would fail without the check."""
     fetch(options(media_allow_networks=parse_networks("0.0.0.0/0,::/0")), url)
     assert len(web.canary.seen) == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/compression/plan", "/v1/responses", "/v1/messages"])
-def test_every_route_loads_its_pictures_so(path, web, client):
+def test_every_route_refuses_urls_that_are_not_public(path, web, client):
     url = "http://127.0.0.1/"
     parts = {
         "/v1/responses": {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
@@ -150,14 +150,14 @@ def test_every_route_loads_its_pictures_so(path, web, client):
 
 @pytest.fixture(scope="module")
 def store():
-    """An internal store, reached without any stand-in for the network."""
+    """An internal store, reached over the real loopback network."""
     with serving(LocalServer("127.0.0.2", answer=redirect)) as store:
         yield store
 
 
 @pytest.fixture
 def opened(options, store, monkeypatch):
-    """Options that open the store's network, for as little as that."""
+    """Options that allow only the store's network."""
     monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "1")
     store.seen.clear()
     store.answer = redirect
@@ -177,16 +177,16 @@ def test_an_allowed_network_is_reached_but_not_what_it_redirects_to(opened, stor
     assert len(store.seen) == 2
 
 
-def test_without_an_event_loop_the_same_holds(opened, store):
+def test_networks_are_checked_without_an_event_loop_too(opened, store):
     connector = DuetMediaConnector(opened())
     assert connector.fetch_image(store_url(store)).media.size == (64, 48)
     with pytest.raises(RequestRefusedError, match="public host"):
         connector.fetch_image("http://127.0.0.1:9/")
     with pytest.raises(NotImplementedError):
-        connector.connection.get_text(store_url(store))  # no other way out
+        connector.connection.get_text(store_url(store))  # requests that bypass the checks are disabled
 
 
-def test_proxies_and_cookies_stay_out_of_it(opened, store, monkeypatch):
+def test_proxies_and_cookies_are_not_used(opened, store, monkeypatch):
     with serving(LocalServer()) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
         store.answer = lambda path: (200, {"Set-Cookie": "who=1"}, picture_bytes())
@@ -206,7 +206,7 @@ def test_allowed_domains_hold_for_redirects_too(opened, store):
         fetch(opened(), f"{here}302?to={there}", **domains)
 
 
-def test_redirects_end(opened, store):
+def test_endless_redirects_are_refused(opened, store):
     store.answer = lambda path: (302, {"Location": "/again"}, b"")
     with pytest.raises(MediaFetchError):
         fetch(opened(), store_url(store))
@@ -214,7 +214,7 @@ def test_redirects_end(opened, store):
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_downloads_are_capped_announced_or_not(announced, opened, store):
+def test_downloads_are_capped_with_or_without_content_length(announced, opened, store):
     picture = picture_bytes()
     store.answer = lambda path: (200, {"Content-Length": str(len(picture))} if announced else {}, picture)
     fetch(opened(media_max_download=len(picture)), store_url(store))
@@ -222,7 +222,7 @@ def test_downloads_are_capped_announced_or_not(announced, opened, store):
         fetch(opened(media_max_download=len(picture) - 1), store_url(store))
 
 
-def test_a_packed_download_stays_packed(opened, store):
+def test_a_compressed_download_is_not_unpacked(opened, store):
     bomb = gzip.compress(b"\0" * (64 << 20))
     store.answer = lambda path: (200, {"Content-Encoding": "gzip"}, bomb)
     with pytest.raises(RequestRefusedError, match=f"'{len(bomb)} bytes', expected a picture in one of"):
@@ -231,14 +231,14 @@ def test_a_packed_download_stays_packed(opened, store):
 
 
 @pytest.mark.parametrize("status", [404, 410, 429, 500, 503])
-def test_what_gives_no_picture_is_the_clients_to_mend(status, opened, store):
+def test_a_url_without_a_picture_is_a_client_error(status, opened, store):
     store.answer = lambda path: (status, {}, b"secret")
     with pytest.raises(MediaFetchError) as failed:
         fetch(opened(), store_url(store))
     assert str(failed.value) == f"image_url is {store_url(store)!r}, expected a URL that can be fetched."
 
 
-def test_nobody_there_nobody_known_and_nobody_in_time(opened, store, web, monkeypatch):
+def test_closed_ports_unknown_hosts_and_timeouts_are_fetch_errors(opened, store, web, monkeypatch):
     with pytest.raises(MediaFetchError):
         fetch(opened(), "http://unknown.test/")
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_nobody_there_nobody_known_and_nobody_in_time(opened, store, web, monkey
         ("http://[::1", "an http or https URL"),
     ],
 )
-def test_urls_that_are_none(url, expected, chat):
+def test_invalid_urls_are_refused(url, expected, chat):
     answer = chat(user({"type": "image_url", "image_url": {"url": url}}, "What is it?"))
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -280,7 +280,7 @@ def test_data_urls_are_capped(options):
     assert fetch(options(media_max_data_url=None), url).media.size == (64, 48)
 
 
-def test_a_broken_picture_is_the_clients_to_mend(options):
+def test_a_broken_picture_is_a_client_error(options):
     with pytest.raises(RequestRefusedError, match="a picture that can be decoded") as refused:
         fetch(options(), data_url(picture_bytes()[:-30]))
     assert "0x" not in str(refused.value)
@@ -296,12 +296,12 @@ def test_local_files_need_vllms_flag(options, tmp_path):
         fetch(options(), url)
 
 
-def test_switched_off_vllms_own_client_fetches(options):
+def test_if_switched_off_vllms_own_client_fetches(options):
     connector = DuetMediaConnector(options(media_public_only=False))
     assert connector.connection is global_http_connection
 
 
-def test_the_registry_has_it(options):
+def test_vllms_registry_has_the_connector(options):
     connector = MEDIA_CONNECTOR_REGISTRY.load(CONNECTOR, media_io_kwargs=None, allowed_media_domains=["a.test"])
     assert isinstance(connector, DuetMediaConnector)
     assert connector.allowed_media_domains == ["a.test"]

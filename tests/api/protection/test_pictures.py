@@ -17,7 +17,7 @@ def options(server):
 
 
 def png_header(width, height):
-    """A PNG that says it is so large, and has nothing of it."""
+    """A PNG whose header names this size, without any pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -27,25 +27,25 @@ def png_header(width, height):
 
 
 @pytest.mark.parametrize("picture_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
-def test_formats_of_the_web_and_of_cameras(picture_format, options):
+def test_formats_of_the_web_and_of_cameras_are_accepted(picture_format, options):
     check_picture(picture_bytes(picture_format=picture_format), options)
 
 
 @pytest.mark.parametrize("picture_format", ["PPM", "PCX", "ICO", "TGA"])
-def test_other_formats_only_without_the_list(picture_format, options):
+def test_other_formats_are_accepted_only_without_the_list(picture_format, options):
     data = picture_bytes(picture_format=picture_format)
     with pytest.raises(RequestRefusedError, match="a picture in one of PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF"):
         check_picture(data, options)
     check_picture(data, replace(options, media_formats=None))
 
 
-def test_never_what_starts_a_program(options):
+def test_formats_that_start_a_program_are_always_refused(options):
     with pytest.raises(RequestRefusedError, match="a picture in one of"):
         check_picture(picture_bytes(picture_format="EPS"), replace(options, media_formats=None))
 
 
 @pytest.mark.parametrize("data", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff"])
-def test_no_picture(data, options):
+def test_data_that_is_no_picture_is_refused(data, options):
     with pytest.raises(RequestRefusedError, match="a picture in one of"):
         check_picture(data, options)
 
@@ -58,12 +58,12 @@ def test_pixels_are_counted_before_they_are_decoded(options):
 
 
 @pytest.mark.parametrize("max_pixels", [30_000_000, None])
-def test_pillows_own_limit_is_the_clients_mistake_too(max_pixels, options):
+def test_pictures_above_pillows_limit_are_a_client_error(max_pixels, options):
     with pytest.raises(RequestRefusedError, match=f"expected at most {max_pixels or 178956970} pixels"):
         check_picture(png_header(100_000, 100_000), replace(options, media_max_pixels=max_pixels))
 
 
-def test_narrow_pictures(options):
+def test_very_narrow_pictures_are_refused(options):
     for width, height in ((1, 1), (1, 200), (200, 1)):
         check_picture(png_header(width, height), options)
     for width, height in ((1, 201), (20_000, 1)):

@@ -21,7 +21,7 @@ INTERNAL = {"message": "connect to 10.0.0.1:5555 failed", "type": "InternalServe
 
 
 def answering(status, content):
-    """A client of an app that answers so."""
+    """A client of an app that gives this answer."""
     app = FastAPI()
 
     @app.get("/")
@@ -33,7 +33,7 @@ def answering(status, content):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("status", [400, 404, 422, 501, 503])
-def test_paths_are_left_out(path, status):
+def test_paths_are_removed(path, status):
     error = {"message": f"Cannot read {path} here", "type": "BadRequestError", "param": None, "code": status}
     answer = answering(status, {"error": error}).get("/")
     assert answer.status_code == status
@@ -51,11 +51,11 @@ def test_paths_are_left_out(path, status):
         "Only 'application/json' is allowed",
     ],
 )
-def test_other_slashes_stay(message):
+def test_slashes_outside_of_paths_are_kept(message):
     assert answering(400, {"error": {"message": message}}).get("/").json()["error"]["message"] == message
 
 
-def test_tracebacks_and_addresses_of_objects_are_left_out():
+def test_tracebacks_and_addresses_of_objects_are_removed():
     trace = 'Failed:\n  File "/a/b.py", line 3, in f\n    g()\nValueError: <io.BytesIO object at 0x7f00>'
     message = answering(400, {"error": {"message": trace}}).get("/").json()["error"]["message"]
     assert "0x7f" not in message
@@ -82,7 +82,7 @@ def test_starlettes_own_errors_get_openais_shape(client):
     assert int(answer.headers["Content-Length"]) == len(answer.content)
 
 
-def test_what_is_no_error_in_json_passes_as_it_comes():
+def test_answers_that_are_no_json_errors_are_unchanged():
     app = FastAPI()
 
     @app.get("/stream")
@@ -103,7 +103,7 @@ def test_what_is_no_error_in_json_passes_as_it_comes():
     assert client.get("/broken").text == '{"error"'
 
 
-def test_other_shapes_are_kept():
+def test_errors_of_other_shapes_keep_their_shape():
     health = {"status": "unavailable", "reason": "draining"}
     assert answering(503, health).get("/").json() == health
     anthropic = {"type": "error", "error": {"type": "invalid_request_error", "message": "at /data/models/x"}}
@@ -125,11 +125,11 @@ def failing_client(checkpoint, *flags):
 
 
 @pytest.mark.parametrize("kind", ["http", "own"])
-def test_an_exception_of_the_servers_own_stays_inside(kind, checkpoint):
+def test_an_internal_exception_is_not_shown(kind, checkpoint):
     answer = failing_client(checkpoint).get(f"/fails/{kind}", headers={"X-Request-Id": "abc"})
     assert answer.status_code == 500
     assert json.loads(answer.text)["error"]["message"].endswith("Its log has the reason under abc.")
 
 
-def test_switched_off_it_shows(checkpoint):
+def test_if_switched_off_an_internal_exception_is_shown(checkpoint):
     assert "10.1.2.3" in failing_client(checkpoint, "--duet-plain-errors", "off").get("/fails/own").text

@@ -28,7 +28,7 @@ def with_images(client, num_images, path="/v1/chat/completions", **fields):
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/tokenize"])
-def test_pictures_of_a_prompt_are_capped(path, checkpoint):
+def test_more_pictures_than_the_cap_are_refused(path, checkpoint):
     client = client_of(checkpoint, "--duet-max-images", "2")
     assert with_images(client, 2, path).status_code == 200
     answer = with_images(client, 3, path)
@@ -36,17 +36,17 @@ def test_pictures_of_a_prompt_are_capped(path, checkpoint):
     assert "At most 2 image(s) may be provided in one prompt." in answer.json()["error"]["message"]
 
 
-def test_vllms_own_limit_goes_before_it(checkpoint):
+def test_limit_mm_per_prompt_takes_precedence(checkpoint):
     client = client_of(checkpoint, "--duet-max-images", "2", "--limit-mm-per-prompt", '{"image": 3}')
     assert with_images(client, 3).status_code == 200
     assert with_images(client, 4).status_code == 400
 
 
-def test_without_a_cap(checkpoint):
+def test_without_a_cap_any_number_of_pictures_is_accepted(checkpoint):
     client = client_of(checkpoint, "--duet-max-images", "off")
     assert with_images(client, 17, compression={"visual_tokens": 32}).status_code == 200
 
 
-def test_by_default(client):
+def test_the_default_cap_is_16_pictures(client):
     answer = with_images(client, 17)
     assert answer.json()["error"]["message"].startswith("At most 16 image(s)")

@@ -32,19 +32,19 @@ def address_info(address, port=80):
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_public(address):
+def test_public_addresses_are_accepted(address):
     assert is_public(carried_address(ip_address(address)))
     checked_socket(address_info(address), ()).close()
 
 
 @pytest.mark.parametrize("address", CLOSED)
-def test_not_public(address):
+def test_addresses_that_are_not_public_are_refused(address):
     assert not is_public(carried_address(ip_address(address)))
     with pytest.raises(NotPublicError):
         checked_socket(address_info(address), ())
 
 
-def test_networks_open_what_they_hold_also_where_ipv6_carries_it():
+def test_allowed_networks_include_ipv4_addresses_inside_ipv6():
     networks = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
     for address in ("10.9.9.9", "::ffff:10.9.9.9", "64:ff9b::a09:909", "fd00::5"):
         checked_socket(address_info(address), networks).close()

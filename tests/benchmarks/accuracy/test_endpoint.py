@@ -1,4 +1,4 @@
-"""The client, the sweep and the command line on a server that answers as it is told."""
+"""The client, the sweep and the command line, against a server with prepared answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DESCRIPTION = {
 
 
 class StandIn(ThreadingHTTPServer):
-    """Says what a picture holds as its bytes, in capitals; under compression ``sorry`` for every second question."""
+    """Answers with the picture's bytes in capitals; under compression, with ``sorry`` for every second question."""
 
     def __init__(self, description=DESCRIPTION):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -94,7 +94,7 @@ def server(request):
 
 @pytest.fixture
 def questions(tmp_path):
-    """Eight of two types, numbered in their texts; in a file, too."""
+    """Eight questions of two types, numbered in their texts; also in a file."""
     rows = []
     for number in range(8):
         answer = "red" if number < 4 else "blue"
@@ -107,7 +107,7 @@ def questions(tmp_path):
     return read_questions(tmp_path / "questions.json")
 
 
-async def test_answers_come_in_order_and_say_what_they_took(server, questions):
+async def test_answers_are_in_order_and_report_their_tokens(server, questions):
     async with open_session(server.url, "key") as session:
         endpoint = await Endpoint.connect(session, concurrency=3)
         answers, seconds = await endpoint.ask(questions, {"visual_tokens": 10})
@@ -121,7 +121,7 @@ async def test_answers_come_in_order_and_say_what_they_took(server, questions):
     assert endpoint.description == DESCRIPTION
 
 
-async def test_a_refusal_ends_the_asking(server, questions):
+async def test_a_refused_request_raises(server, questions):
     server.refuses = True
     async with open_session(server.url, None) as session:
         endpoint = await Endpoint.connect(session, concurrency=2)
@@ -130,7 +130,7 @@ async def test_a_refusal_ends_the_asking(server, questions):
 
 
 @pytest.mark.parametrize("server", [({},)], indirect=True, ids=["plain vLLM"])
-async def test_other_servers_are_asked_without_the_field(server, questions):
+async def test_servers_without_compression_are_asked_without_the_field(server, questions):
     async with open_session(f"{server.url}/", None) as session:
         endpoint = await Endpoint.connect(session, concurrency=2)
         assert not endpoint.has_compression
@@ -145,7 +145,7 @@ async def test_settings_answer_blocks_in_turn(server, questions):
         endpoint = await Endpoint.connect(session, concurrency=1)
         measured = await sweep(endpoint, questions, settings, num_blocks=2, num_warmup=2, seed=0)
     order = ["off" if body["compression"] == "off" else "duet" for body in server.bodies]
-    assert order[:4] == ["off"] * 2 + ["duet"] * 2  # warming up
+    assert order[:4] == ["off"] * 2 + ["duet"] * 2  # the warm-up
     assert order[4:] == ["off"] * 4 + ["duet"] * 8 + ["off"] * 4
     off, duet = points(questions, measured)
     assert (off["accuracy"]["mean"], duet["accuracy"]["mean"]) == (1.0, 0.5)
@@ -180,7 +180,7 @@ def test_more_tokens_than_the_budget_is_a_failure():
     visit = {"num_patches": 144, "points": [point, point | {"layer_average": 10.08}, point | {"layer_average": None}]}
     assert synthetic.over_budget(visit) == []
     visit["points"].append(point | {"layer_average": 10.1})
-    assert synthetic.over_budget(visit) == ["DUET, all at 7% took 10.1 visual tokens"]
+    assert synthetic.over_budget(visit) == ["DUET, all at 7% used 10.1 visual tokens"]
 
 
 @pytest.mark.parametrize("says", [True, False], ids=["taken", "passed over"])
@@ -209,7 +209,7 @@ def test_every_checkpoint_is_visited_with_every_selection(monkeypatch, server, q
     )
     (_, checkpoint), log = args.serve[0], tmp_path / "log"
     if not says:
-        with pytest.raises(RuntimeError, match="did not take duet_random_keep for stage 1"):
+        with pytest.raises(RuntimeError, match="does not use duet_random_keep for stage 1"):
             measure.measure_checkpoint(args, checkpoint, questions, log)
         return
     visit = measure.measure_checkpoint(args, checkpoint, questions, log)
@@ -229,10 +229,10 @@ def test_checkpoints_have_names_and_shares_are_shares(capsys):
     assert args.serve == [("a", "/x/y"), ("z", "/x/z")]
     with pytest.raises(SystemExit):
         synthetic.parse_args(["--base-url", "http://h", "--shares", "1"])
-    assert "1 is no share between 0 and 1" in capsys.readouterr().err
+    assert "share is 1, expected a number between 0 and 1" in capsys.readouterr().err
 
 
-def test_one_failing_checkpoint_leaves_the_others(monkeypatch, questions, tmp_path):
+def test_one_failing_checkpoint_keeps_the_results_of_the_others(monkeypatch, questions, tmp_path):
     def visit(args, checkpoint, questions, log):
         if checkpoint == "bad":
             raise RuntimeError("the server did not start")
@@ -245,7 +245,7 @@ def test_one_failing_checkpoint_leaves_the_others(monkeypatch, questions, tmp_pa
     assert (list(figures["checkpoints"]), failures) == (["b"], ["a: the server did not start"])
 
 
-def test_questions_are_drawn_where_none_are_named(tmp_path):
+def test_questions_are_drawn_if_no_file_is_named(tmp_path):
     args = synthetic.parse_args(["--base-url", "http://h", "--per-type", "1", "--seed", "3"])
     drawn = synthetic.held_out(args, tmp_path)
     assert len({question.type for question in drawn}) == len(drawn) == 7

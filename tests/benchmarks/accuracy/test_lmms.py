@@ -22,7 +22,7 @@ METRICS = {
 }
 
 
-def test_lmms_evals_metrics_become_the_papers():
+def test_lmms_evals_metrics_become_the_papers_scores():
     for benchmark in BENCHMARKS:
         assert benchmark.score(METRICS[benchmark.task]) == pytest.approx(benchmark.paper)
 
@@ -32,12 +32,12 @@ def test_kept_is_a_mean_over_benchmarks():
     assert kept({"GQA": 60.0}, {"GQA": 0.0}) is None
 
 
-def test_textvqa_is_asked_with_what_a_recogniser_read():
+def test_textvqa_is_asked_with_ocr_text():
     assert task_config("gqa") == "gqa"
     assert task_config("textvqa_val")["lmms_eval_specific_kwargs"]["default"]["ocr"] is True
 
 
-def test_a_table_has_the_papers_numbers_beside():
+def test_the_table_has_the_papers_numbers():
     entry = {"compression": "aggressive", "layer_average": 63.75, "scores": {"GQA": 59.0, "MME": 1800.4}, "kept": 0.951}
     all_five = {**entry, "scores": {benchmark.name: 60.0 for benchmark in BENCHMARKS}}
     custom = {**entry, "compression": {"visual_tokens": 64}, "layer_average": None, "kept": None}
@@ -62,7 +62,7 @@ def test_a_square_stays_as_it_is():
     assert padded_to_square(image).tobytes() == image.tobytes()
 
 
-def test_messages_as_llava_has_them():
+def test_messages_get_llavas_system_prompt_and_square_pictures():
     part = {"type": "image_url", "image_url": {"url": data_url(picture((64, 48)))}}
     text = {"type": "text", "text": "What is it?"}
     system, user = as_llava_asks([{"role": "user", "content": [part, text]}])
@@ -79,7 +79,7 @@ def test_settings_are_names_or_json():
     assert lmms.parse_args(words).compression == ["off", {"visual_tokens": 64}]
 
 
-def test_a_setting_that_fails_leaves_the_others(monkeypatch, tmp_path):
+def test_a_failing_setting_keeps_the_results_of_the_others(monkeypatch, tmp_path):
     scores = {"off": 60.0, "light": 57.0}
 
     def evaluate(args, tasks, compression, directory):

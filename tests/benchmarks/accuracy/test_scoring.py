@@ -49,7 +49,7 @@ def test_accuracy_by_type_and_over_types():
     found = accuracy(questions, score_all(questions, ["red", "green", "blue", "two"]))
     assert found["by_type"] == {"color": pytest.approx(2 / 3), "count": 1.0}
     assert found["mean"] == pytest.approx(5 / 6)
-    assert found["standard_error"] == pytest.approx(math.sqrt((1 / 3) / 3) / 2)  # of two types, one of one question
+    assert found["standard_error"] == pytest.approx(math.sqrt((1 / 3) / 3) / 2)  # two types, one with a single question
 
 
 def test_methods_that_err_on_the_same_questions_differ_by_less_than_either_errs():
@@ -65,7 +65,7 @@ def test_one_question_has_no_spread():
     assert accuracy([question("color", "red")], [1.0])["standard_error"] == 0
 
 
-def test_the_answer_that_is_right_most_often():
+def test_the_baseline_is_the_answer_that_is_right_most_often():
     questions = [question("color", answer) for answer in ("red", "red", "blue")]
     questions += [question("description", answer) for answer in ("a, b", "b", "b, c", "b")]
     found = one_answer_baseline(questions)
@@ -74,7 +74,7 @@ def test_the_answer_that_is_right_most_often():
     assert found["mean"] == pytest.approx((2 / 3 + 3 / 4) / 2)
 
 
-def test_between_equals_the_first_by_name():
+def test_between_equal_answers_the_first_by_name_is_the_baseline():
     assert one_answer_baseline([question("color", "red"), question("color", "blue")])["answers"] == {"color": "blue"}
 
 

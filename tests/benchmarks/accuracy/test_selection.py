@@ -55,7 +55,7 @@ def test_pooling_keeps_the_type_and_each_channel():
     assert found.tolist() == [[4.0, -4.0]]
 
 
-def test_scores_follow_from_the_pixels_alone():
+def test_random_scores_depend_only_on_the_pixels():
     pictures = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     both = random_scores(pictures, 9)
     assert both.shape == (2, 9)
@@ -76,7 +76,7 @@ def test_the_largest_grid_within_a_budget(budget, num_cells):
     assert largest_grid(budget) == num_cells
 
 
-def test_a_server_loads_the_plugin_beside_ours():
+def test_a_server_loads_the_plugin_and_duets_own():
     assert plugin_environment(OWN) == {"VLLM_PLUGINS": "duet"}
     environment = plugin_environment(RANDOM_KEEP)
     assert environment["VLLM_PLUGINS"] == "duet,duet_random_keep"
@@ -92,7 +92,7 @@ def test_the_folder_names_entry_points_that_exist():
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stage 1's two modules, as far as they are replaced."""
+    """Stage 1's two modules with the parts that are replaced."""
     encoded = (HIDDEN, SCORE, None)
     stage = SimpleNamespace(encode=lambda tower, pixels, clock: encoded, cut=None)
     model = SimpleNamespace(encode=stage.encode, cut=None)
@@ -102,7 +102,7 @@ def engine(monkeypatch):
     return stage, model
 
 
-def test_random_keep_takes_stage_1s_place_and_says_so_once(engine, capfd):
+def test_random_keep_replaces_stage_1_and_logs_it_once(engine, capfd):
     selection.use_random_keep()
     pixels = torch.rand(2, 3, 4, 4)
     scores = random_scores(pixels, 4)
@@ -114,7 +114,7 @@ def test_random_keep_takes_stage_1s_place_and_says_so_once(engine, capfd):
     assert capfd.readouterr().err.count(says_in_log(RANDOM_KEEP)) == 1
 
 
-def test_pooling_takes_stage_1s_place(engine, capfd):
+def test_pooling_replaces_stage_1(engine, capfd):
     selection.use_uniform_pooling()
     for module in engine:
         assert values(module.cut(*module.encode(None, None, None), [(1, 0, 0)] * 2)) == [[1.5], [11.5]]

@@ -31,7 +31,7 @@ def command(*words: str, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def examined() -> dict[str, Any]:
-    """Every kernel compiled for two architectures, although tests have Triton interpret kernels."""
+    """Every kernel, compiled for two architectures, although Triton interprets kernels in the other tests."""
     return json.loads(command("--compile-only", "--json", TRITON_INTERPRET="1"))
 
 
@@ -42,7 +42,7 @@ def described(entries: Sequence[dict[str, Any]]) -> list[str]:
 def test_every_kernel_compiles_for_every_architecture(examined, capsys):
     with capsys.disabled():
         print(f"\n\n{resources.render(examined)}")
-    assert len(examined["kernels"]) >= 6  # an operation has one at least
+    assert len(examined["kernels"]) >= 6  # every operation has at least one
     for arch in resources.ARCHS:
         assert {entry["kernel"] for entry in examined["compiled"] if entry["arch"] == arch} == set(examined["kernels"])
 
@@ -56,18 +56,18 @@ def test_every_kernel_fits_into_shared_memory(examined):
     assert described([e for e in examined["compiled"] if e["shared_bytes"] > limits[e["arch"]]]) == []
 
 
-def test_other_sizes_compile_nothing_anew(examined):
+def test_other_sizes_compile_nothing_again(examined):
     assert examined["recompiled"] == []
 
 
 @pytest.mark.parametrize(
     ("arch", "num_warps", "registers", "shared_bytes", "expected"),
     [
-        (90, 4, 32, 0, 64),  # the most that there are
-        (90, 4, 33, 0, 48),  # registers are given out eight at a time
+        (90, 4, 32, 0, 64),  # the most warps
+        (90, 4, 33, 0, 48),  # registers are allocated in units of eight
         (90, 4, 128, 0, 16),
-        (90, 8, 168, 0, 8),  # twelve warps' worth hold one program
-        (90, 4, 64, 64 << 10, 12),  # three programs with the kilobyte that each costs
+        (90, 8, 168, 0, 8),  # registers for twelve warps hold only one program
+        (90, 4, 64, 64 << 10, 12),  # three programs, each with 1 KiB reserved
         (80, 4, 64, 64 << 10, 8),
         (90, 1, 32, 0, 32),  # the most programs
     ],
@@ -91,15 +91,15 @@ def test_floor_is_the_slower_of_moving_and_computing(num_bytes, num_flops, dtype
     assert rates.floor_us(case) == pytest.approx(floor_us)
 
 
-def test_least_work_of_cases():
+def test_minimum_bytes_and_flops_of_cases():
     kept = keep_case(8, 102)
     assert kept.num_bytes == 8 * (102 * 4 + 51 * 8)
     gathered = gather_case(2, 100, BF16)
     assert gathered.num_bytes == 2 * (50 + 64) * (2 * 2 * 4096 * 2 + 3 * 8)
     guided = guided_case(3, 10, BF16, num_text=2, kv_heads=8)
-    assert guided.num_flops == 2 * 3 * (11 + 12) * 4096  # the two rows see 11 and 12 keys
+    assert guided.num_flops == 2 * 3 * (11 + 12) * 4096  # the two text rows see 11 and 12 keys
     assert guided.num_bytes == 3 * ((2 * 32 + 12 * 8) * 128 * 2 + 10 * 4)
-    merged = merge_case([(72, 30, 4)], BF16)  # a pool of 120
+    merged = merge_case([(72, 30, 4)], BF16)  # 120 candidates
     assert merged.num_bytes == (72 + 120 + 102) * 1024 * 2 + 120 * 64 * 4 + 576 * (4 + 8)
     assert merged.num_flops == 90 * 30 * 2 * 64 + 120 * 1024
 
@@ -109,7 +109,7 @@ def test_cases_have_names_of_their_own():
     assert len(set(names)) == len(names)
 
 
-def test_table_of_times():
+def test_the_table_shows_times_and_ratios():
     measured = {"name": "gather", "floor_us": 2.0, "time_us": 5.0, "graph_us": 3.0, "reference_us": 9.0}
     result = {
         "gpu": "a GPU",
@@ -124,7 +124,7 @@ def test_table_of_times():
     assert lines[-1].split() == ["merge", "2", "5.0", "2.5x", "9.0"]
 
 
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_a_message_is_printed():
     assert command(CUDA_VISIBLE_DEVICES="") == "There is no CUDA GPU to measure on; --compile-only needs none.\n"
 
 

@@ -10,7 +10,7 @@ def line(operation: str, status: int, **more: str) -> str:
     return json.dumps({"operation": operation, "status": status, **more})
 
 
-def test_what_fails_is_shown_once_by_its_shortest_request():
+def test_a_fault_is_shown_once_with_its_shortest_request():
     failed = [line("POST /a", 500, answer="no", request=curl) for curl in ("curl -d 1234", "curl -d 1")]
     lost = line("GET /b", 0, answer="no answer", request="curl b")
     expected = line("POST /v1/systemone", 501, answer="not supported", request="curl c")
@@ -24,7 +24,7 @@ def test_what_fails_is_shown_once_by_its_shortest_request():
     assert render(answers).splitlines()[-1].split() == ["all", "1", "1", "3", "1"]
 
 
-def test_urls_lead_nowhere_else():
+def test_urls_are_replaced_by_a_loopback_url():
     body = {
         "messages": [{"content": [{"image_url": {"url": "HTTPS://example.org/x"}}, " http://[::1]/", "text http://x"]}]
     }

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.robustness.small_server import ServerProcesses
 
-# A process with a child, which it kills when told so, and leaves unburied.
+# A process that kills its child on command, but never waits for it, so that the child becomes a zombie.
 SERVER = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -38,6 +38,6 @@ def test_processes_of_a_server_and_those_that_end():
         assert len(processes.ended()) == 2
 
 
-def test_a_server_that_was_not_started_here_is_none():
+def test_a_server_that_was_not_started_here_is_not_found():
     with pytest.raises(ValueError, match="not enough values"):
         ServerProcesses.of("http://127.0.0.1:54322")

@@ -1,4 +1,4 @@
-"""The soak's checks on a server that answers as it is told."""
+"""The soak's checks, against a server with prepared answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUEST = SoakRequest(json.dumps({"max_tokens": 3}).encode(), (7, 8, 9), 1.0)
 
 
 async def ask(behavior, *, tokens=(7, 8, 9), last="[DONE]", status=200, delay=0.0):
-    """What is wrong with an answer of these tokens, by one of the soak's behaviors."""
+    """The fault that one of the soak's behaviors finds in an answer of these tokens."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(delay)
@@ -39,18 +39,18 @@ async def ask(behavior, *, tokens=(7, 8, 9), last="[DONE]", status=200, delay=0.
 
 
 @pytest.mark.parametrize("behavior", ["whole", "stream", "gone before the answer", "gone amid the answer"])
-async def test_the_answer_it_got_alone_is_right(behavior):
+async def test_the_same_answer_as_alone_is_no_fault(behavior):
     assert await ask(behavior) is None
 
 
 @pytest.mark.parametrize("behavior", ["whole", "stream", "gone before the answer", "gone amid the answer"])
-async def test_another_token_is_wrong(behavior):
+async def test_another_token_is_a_fault(behavior):
     assert "answered [6, " in await ask(behavior, tokens=(6, 8, 9))
 
 
 @pytest.mark.parametrize("behavior", ["whole", "stream"])
 @pytest.mark.parametrize("tokens", [(7, 8), (7, 8, 9, 10), ()], ids=str)
-async def test_a_token_too_few_or_too_many_is_wrong(behavior, tokens):
+async def test_a_token_too_few_or_too_many_is_a_fault(behavior, tokens):
     assert "alone [7, 8, 9]" in await ask(behavior, tokens=tokens)
 
 
@@ -61,13 +61,13 @@ async def test_a_stream_that_breaks_off_or_fails_is_lost():
         await ask("stream", last='{"error": "Internal"}')
 
 
-async def test_a_client_that_hangs_up_misses_nothing():
+async def test_a_client_that_hangs_up_records_no_fault():
     assert await ask("gone before the answer", delay=5) is None
 
 
 async def test_a_lost_answer_is_recorded():
     record = Record()
-    async with aiohttp.ClientSession("http://127.0.0.1:9") as session:  # nobody listens there
+    async with aiohttp.ClientSession("http://127.0.0.1:9") as session:  # nothing listens on this port
         await _client(session, [REQUEST], "0", time.monotonic() + 0.05, record)
     assert record.faults
     assert "lost: ClientConnectorError" in record.faults[0]

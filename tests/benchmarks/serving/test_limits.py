@@ -27,7 +27,7 @@ def test_one_output_token_costs_the_prefill():
     assert request("light", num_output=1).request_flops == request("light").prefill_flops
 
 
-def test_decoding_costs_what_as_many_more_prompt_tokens_do():
+def test_decoded_tokens_cost_as_much_as_prompt_tokens():
     longer = RequestCost(SHAPE, presets(SHAPE)["light"], num_text=64 + 7, num_output=1)
     head = 7 * 2 * SHAPE.decoder.hidden_size * SHAPE.decoder.vocab_size
     assert request("light").request_flops == longer.prefill_flops + head
@@ -42,12 +42,12 @@ def test_the_small_models_tower_takes_about_the_share_of_the_large_ones(model, s
 @pytest.mark.parametrize(
     ("segment_tokens", "segment_layers", "layers_per_block", "blocks"),
     [
-        ((640,), (12,), 12, 21),  # 647 tokens held
-        ((166, 115, 64), (6, 3, 3), 3, 2 * 6 + 4 + 3),  # 173, 122 and 71
-        ((25, 25, 25), (6, 3, 3), 3, 4),  # 32: full to the last place
+        ((640,), (12,), 12, 21),  # 647 tokens are held
+        ((166, 115, 64), (6, 3, 3), 3, 2 * 6 + 4 + 3),  # 173, 122 and 71 are held
+        ((25, 25, 25), (6, 3, 3), 3, 4),  # 32 are held: the block is full
     ],
 )
-def test_requests_that_fit(segment_tokens, segment_layers, layers_per_block, blocks):
+def test_requests_that_fit_into_a_block_pool(segment_tokens, segment_layers, layers_per_block, blocks):
     exact = BlockPool(1 + 5 * blocks, 32, layers_per_block)
     assert exact.num_requests(segment_tokens, segment_layers, num_output=8) == 5
     short = BlockPool(5 * blocks, 32, layers_per_block)

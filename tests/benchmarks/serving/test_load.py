@@ -48,7 +48,7 @@ def test_a_seed_gives_the_same_requests_and_no_request_twice(tokenizer):
     ("spans", "most"),
     [([], 0), ([(0, 1), (1, 2)], 1), ([(0, 3), (1, 2), (2, 4)], 2), ([(0, 9), (1, 5), (2, 4), (6, 7)], 3)],
 )
-def test_spans_that_share_an_instant(spans, most):
+def test_most_overlapping_counts_spans_at_one_instant(spans, most):
     assert most_overlapping(spans) == most
 
 

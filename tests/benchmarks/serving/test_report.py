@@ -8,7 +8,7 @@ LIMIT = 2.3
 
 
 def measured(requests_per_second):
-    """A pass whose latencies go as the inverse of its throughput."""
+    """A pass whose latencies are inversely proportional to its throughput."""
     timed = {name: requests_per_second if more else 1 / requests_per_second for name, _, _, more in TIMED}
     return timed | dict.fromkeys(BUSY, 0.5)
 
@@ -26,7 +26,7 @@ def light():
     return compare(DUET, STOCK, "light", LIMIT)
 
 
-def test_more_is_better_or_less_is():
+def test_gain_follows_whether_more_is_better():
     assert gain(6.0, 2.0, more_is_better=True) == 3.0
     assert gain(2.0, 6.0, more_is_better=False) == 3.0
 
@@ -40,18 +40,18 @@ def test_a_visit_is_compared_with_the_two_around_it(light):
 @pytest.mark.parametrize(
     "unfinished", [[], [{}], [{"text-light": measured(9.0)}]], ids=["none", "empty", "no pictures"]
 )
-def test_where_the_last_visit_is_missing_the_one_before_is_enough(unfinished):
+def test_without_a_last_visit_to_stock_the_one_before_is_enough(unfinished):
     throughput = compare(DUET[:1], STOCK[:1] + unfinished, "light", LIMIT)["requests_per_second"]
     assert (throughput["stock"], throughput["gain"]) == (1.0, 4.0)
 
 
-def test_what_was_not_measured_is_not_compared():
+def test_unmeasured_modes_are_not_compared():
     assert compare([], STOCK[:1], "light", LIMIT) is None
     assert compare([{"off": measured(2.0)}], STOCK, "light", LIMIT) is None
     assert compare([{"off": measured(2.0)}, *DUET[:1]], STOCK, "light", LIMIT)["requests_per_second"]["gain"] == 2.0
 
 
-def test_gains_are_set_against_both_limits(light):
+def test_gains_are_divided_by_both_limits(light):
     throughput = light["requests_per_second"]
     assert throughput["of_flop_limit"] == 2.5 / LIMIT
     assert throughput["of_text"] == (4 / 4 + 6 / 4) / 2

@@ -27,7 +27,7 @@ def test_a_gpu_has_other_defaults():
     assert (gpu.model, gpu.concurrency, gpu.compile, gpu.block_size) == ("llava-1.5-7b", [1, 8, 32, 128], True, 16)
 
 
-def test_what_is_named_is_taken():
+def test_named_options_override_the_defaults():
     args = parse_args(["--quick", "--gpu", "--concurrency", "2", "--no-compile", "--server-args", "--seed 3"])
     assert (args.concurrency, args.rounds, args.compile, args.server_args) == ([2], 1, False, ["--seed", "3"])
 
@@ -86,7 +86,7 @@ def test_the_kv_cache_has_the_size_that_is_asked_for(tmp_path):
 
 
 def test_runs_with_one_model_folder_serve_the_same_path(tmp_path, monkeypatch):
-    """vLLM keys what it compiles by it, so it is absolute whatever folder a run starts in."""
+    """The path is a key of vLLM's compile cache, so it must not depend on the folder in which a run starts."""
     monkeypatch.chdir(tmp_path)
     paths = [Benchmark(parse_args(["--model-dir", "model"]), tmp_path / name).checkpoint for name in ("one", "other")]
     assert paths == [tmp_path / "model"] * 2

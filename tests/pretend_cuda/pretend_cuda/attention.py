@@ -1,5 +1,7 @@
-"""Attention in plain torch, sequence by sequence: FlashAttention 3, which checks its arguments as the real one does and
-more, and vLLM's Triton kernel, whose interpretation would take minutes.
+"""Attention in plain torch, sequence by sequence.
+
+It replaces FlashAttention 3, with at least the argument checks of the real one, and vLLM's Triton kernel, which would
+take minutes in the interpreter.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def _attend(
     scale: float,
     causal: bool,
 ) -> None:
-    """Keys and values lie in the cache's ``pages``, or one sequence behind the other from ``cu_k`` on."""
+    """Keys and values are in the cache's ``pages``, or one sequence after the other, starting at ``cu_k``."""
     for index, (start, end) in enumerate(zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True)):
         if start == end:
             continue
@@ -147,7 +149,7 @@ def _attend(
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
-    """``[rows, heads, head size]``; under ``causal`` the last row sees every key."""
+    """Attention output ``[rows, heads, head size]``; with ``causal``, the last row sees every key."""
     group = query.shape[1] // key.shape[1]
     key, value = (tensor.float().transpose(0, 1).repeat_interleave(group, 0) for tensor in (key, value))
     score = query.float().transpose(0, 1) @ key.transpose(1, 2) * scale  # [heads, rows, keys]
@@ -158,7 +160,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: 
 
 
 def _paged(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
-    """A sequence's first ``length`` rows of the cache."""
+    """A sequence's first ``length`` rows in the cache."""
     used = blocks[: -(-length // cache.shape[1])].long()
     return cache[used].flatten(0, 1)[:length]
 
@@ -186,5 +188,5 @@ def _check_index(tensor: Tensor, *shape: int) -> None:
 
 
 def _metadata_size(batch: int) -> int:
-    """Grows with the batch, in steps, as the real one's does."""
+    """Grows with the batch in steps, like the real size."""
     return 1 + 4 * (-(-batch // 4) * 4)

@@ -1,4 +1,4 @@
-"""``torch.cuda`` as on a machine with one H100, and tensors on the CPU wherever that device is asked for."""
+"""``torch.cuda`` as on a machine with one H100. Tensors for this device are created on the CPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MEMORY = 78 * GIB, H100.total_memory  # free, total
 
 
 class Event:
-    """Passed as soon as it is recorded; tells the host's time."""
+    """An event that has passed as soon as it is recorded; its time is the host's."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.seconds = 0.0
@@ -55,7 +55,7 @@ class Event:
 
 
 class Stream:
-    """All streams are one: nothing runs beside the host."""
+    """All streams are the same: nothing runs concurrently with the host."""
 
     cuda_stream = stream_id = device_index = 0
     device = torch.device("cpu")
@@ -98,7 +98,7 @@ def install() -> None:
 
 
 def _make_room_for_two_names() -> None:
-    """Dynamo lists torch's functions once, and objects to one object under two names: it lists them now."""
+    """Let Dynamo list torch's functions now, because it lists them only once and rejects one object with two names."""
     from torch._dynamo import trace_rules
 
     trace_rules.get_torch_obj_rule_map()
@@ -164,7 +164,7 @@ def _giving(answer: Any) -> Callable[..., Any]:
 
 
 def _keep_tensors_on_the_cpu() -> None:
-    """Modes belong to a thread: each one enters its own."""
+    """Enter a mode in every thread, because modes belong to a thread."""
     _OnCPU().__enter__()
     run = threading.Thread.run
 
@@ -188,7 +188,7 @@ class _OnCPU(TorchFunctionMode):
         if "device" in kwargs:
             kwargs["device"] = _cpu_for_cuda(kwargs["device"])
         args = tuple(map(_cpu_for_cuda, args))
-        if name == "to" and len(args) > 1 and type(args[1]) is int:  # a device's number
+        if name == "to" and len(args) > 1 and type(args[1]) is int:  # a device index
             args = args[0], "cpu", *args[2:]
         return function(*args, **kwargs)
 

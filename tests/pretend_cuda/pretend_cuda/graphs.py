@@ -1,6 +1,6 @@
-"""CUDA graphs as tapes: a capture writes down every operator and every launch, a replay runs them on the same tensors.
+"""CUDA graphs as tapes: a capture records every operator and every launch; a replay runs them on the same tensors.
 
-Python in between does not run again, as on a GPU; that is what a rehearsal of graphs is about.
+Python code between them does not run again, as on a GPU. This is what a rehearsal of graphs tests.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Capture:
 
 
 def launch(kernel: Callable[[], Any]) -> Any:
-    """What a kernel gives; it runs now, and in every replay of a graph that is being captured."""
+    """Run a kernel now, and in every replay of a graph that is being captured. Returns its result."""
 
     def run() -> Any:
         with _disable_current_modes(), torch.no_grad():
@@ -73,20 +73,20 @@ def launch(kernel: Callable[[], Any]) -> Any:
 
 
 def launch_compiled(module: ModuleType) -> None:
-    """What Inductor compiled is one launch: its code calls no operators that could be written down."""
+    """Record Inductor's compiled code as one launch, because it calls no operators that could be recorded."""
     graph = module.CompiledFxGraph
     run = graph.__call__
 
     def launched(self: Any, inputs: list[Any]) -> Any:
         held = list(inputs)
-        inputs.clear()  # the callee's to do
+        inputs.clear()  # the callee must do this
         return launch(lambda: run(self, list(held)))
 
     graph.__call__ = launched
 
 
 def remember_python_operators(module: ModuleType) -> None:
-    """vLLM's own operators in Python count as what they call: a replay must not run their Python."""
+    """Record what vLLM's Python operators call instead of the operators: a replay must not run their Python code."""
     register = module.direct_register_custom_op
 
     def remembering(op_name: str, op_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -119,7 +119,7 @@ class _WritingDown(TorchDispatchMode):
 
 
 def _write_over(captured: Any, replayed: Any) -> None:
-    """Results go where those of the capture lie."""
+    """Write the results into the tensors of the capture."""
     for place, tensor in zip(_tensors(captured), _tensors(replayed), strict=True):
         if place.data_ptr() != tensor.data_ptr():
             place.copy_(tensor)

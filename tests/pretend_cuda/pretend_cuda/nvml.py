@@ -1,4 +1,4 @@
-"""What NVIDIA's management library answers where there is one H100."""
+"""The answers of NVIDIA's management library on a machine with one H100."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pretend_cuda.device import H100
 
 
 def install(module: ModuleType) -> None:
-    """Into vLLM's copy of pynvml: what its platform asks."""
+    """Put the answers that vLLM's platform needs into vLLM's copy of pynvml."""
     memory = SimpleNamespace(total=H100.total_memory, free=H100.total_memory, used=0)
     for name, answer in {
         "nvmlInit": None,

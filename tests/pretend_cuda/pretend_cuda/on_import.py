@@ -1,4 +1,4 @@
-"""Changes to modules at the moment they are imported: to import them for it would be too early."""
+"""Changes modules at the moment of their import, because importing them only for the change would be too early."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         self.patches = patches
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        patch = self.patches.pop(name, None)  # popped first: the search below comes here again
+        patch = self.patches.pop(name, None)  # popped first, because the search below calls this again
         if patch is None:
             return None
         spec = importlib.util.find_spec(name)

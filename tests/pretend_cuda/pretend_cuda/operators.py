@@ -1,6 +1,6 @@
-"""vLLM's compiled operators that a LLaVA calls, in plain torch.
+"""The compiled operators of vLLM that a LLaVA calls, in plain torch.
 
-vLLM's libraries declare them, so that arguments are checked against the real signatures; none of their kernels runs.
+vLLM's libraries declare them, so that arguments are checked against the real signatures. None of their kernels runs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_libraries: list[torch.library.Library] = []  # what they register ends with them
+_libraries: list[torch.library.Library] = []  # registrations end when these objects are deleted
 
 
 def dispatch_on_the_cpu(module: ModuleType) -> None:
-    """vLLM's own operators in Python are looked up where the tensors are."""
+    """Register vLLM's Python operators for the CPU, because the tensors are there."""
     platform = module.CudaPlatformBase
     platform.dispatch_key = "CPU"
     platform.dist_backend = "gloo"
@@ -34,7 +34,7 @@ def install(module: ModuleType) -> None:
 
 
 def register(namespace: str, *functions: Callable[..., Any]) -> None:
-    """Functions are what the operators of their names do on the CPU."""
+    """Register each function as the CPU implementation of the operator with its name."""
     library = torch.library.Library(namespace, "IMPL")
     _libraries.append(library)
     for function in functions:
@@ -46,7 +46,7 @@ def rms_norm(result: Tensor, input: Tensor, weight: Tensor | None, epsilon: floa
 
 
 def fused_add_rms_norm(input: Tensor, residual: Tensor, weight: Tensor | None, epsilon: float) -> None:
-    """The sum goes into ``residual``, what is normed into ``input``."""
+    """Writes the sum into ``residual`` and the normed values into ``input``."""
     residual.copy_(input.float() + residual.float())
     input.copy_(_rms_normed(residual, weight, epsilon))
 
@@ -69,7 +69,7 @@ def gelu_quick(result: Tensor, input: Tensor) -> None:
 def rotary_embedding(
     positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox: bool, *_: Any
 ) -> None:
-    """Turns the first part of every head in place: its halves belong together."""
+    """Rotates the first part of every head in place; its halves form pairs."""
     assert is_neox, "a LLaVA's decoder rotates halves, not neighbours"
     cos, sin = (part[:, None] for part in cos_sin_cache[positions].float().chunk(2, dim=-1))
     for tensor in (query, key):
@@ -81,7 +81,7 @@ def rotary_embedding(
 def reshape_and_cache_flash(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor, *_: Any
 ) -> None:
-    """Rows whose slot is negative are padding."""
+    """Rows with a negative slot are padding."""
     rows = (slot_mapping >= 0).nonzero().flatten()
     block_size = key_cache.shape[1]
     block, offset = slot_mapping[rows] // block_size, slot_mapping[rows] % block_size

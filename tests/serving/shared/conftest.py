@@ -1,4 +1,4 @@
-"""One server for all tests in this folder: random weights, whose answers are noise of any length that is asked for."""
+"""One server for all tests in this folder. Its weights are random, so its answers are noise of any requested length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 QUIET += ("--disable-component-update", "--disable-sync")
 WAIT_MS = 60_000
 
-# What tools take, and pictures from a host on loopback whose certificate is the only one that the server trusts.
+# Flags for tool calls, and for pictures from a loopback host whose certificate is the only one that the server trusts.
 FLAGS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--duet-media-allow-networks", f"{ADDRESS}/32"]
 
 
@@ -55,7 +55,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, server):
-    """Open the page in a browser of its own kind; at the end, nothing may have gone wrong on it."""
+    """Open the page in a new browser context. At the end, no page may have had a problem."""
     opened = []
 
     def open_(**context):

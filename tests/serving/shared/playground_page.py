@@ -1,4 +1,4 @@
-"""The playground in a real browser, by what a visitor sees of it."""
+"""The playground in a real browser, through the elements that a visitor sees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.serving.running_server import RunningServer, picture_and_text
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 CHAT, PREVIEW = "/v1/chat/completions", "/v1/compression/preview"
-# The color of a picture's patches at their centres, in a view of 24 x 24.
+# The color at the centre of each of a picture's 24 x 24 patches.
 _CENTRES = """canvas => {
   const context = canvas.getContext("2d");
   return Array.from({length: 576}, (_, i) => [...context.getImageData(
@@ -86,7 +86,7 @@ class Playground:
         self.page.get_by_role("button", name="Ask").click()
 
     def chats(self) -> list[str]:
-        """What became of the chat completions, once none is on its way."""
+        """The outcomes of the chat completions, once none is in flight."""
         while len(seen := [what for what, path in self.traffic if path == CHAT]) % 2:
             self.page.wait_for_timeout(50)
         return seen
@@ -97,7 +97,7 @@ class Playground:
 
 
 def kinds_of_patches(colors: list[list[int]], originals: list[list[int]]) -> dict[str, set[int]]:
-    """The patches that are drawn as they are, tinted and dark, told by how far each is from these colors."""
+    """The patches that are drawn unchanged, tinted and dark, classified by their distance from these colors."""
     covers = {"kept": (0.0, (0, 0, 0)), "merged": (0.45, (255, 176, 0)), "dropped": (0.82, (10, 12, 16))}
     kinds: dict[str, set[int]] = {kind: set() for kind in covers}
     for patch, (seen, original) in enumerate(zip(colors, originals, strict=True)):
@@ -112,7 +112,7 @@ def kinds_of_patches(colors: list[list[int]], originals: list[list[int]]) -> dic
 
 
 def request_body(picture: Path, question: str, compression: Any, max_tokens: int = 128) -> dict[str, Any]:
-    """What the page asks, from the picture's own file."""
+    """The request that the page sends, made from the picture's file."""
     messages = [{"role": "user", "content": picture_and_text(picture, question)}]
     return {"messages": messages, "compression": compression, "max_tokens": max_tokens, "temperature": 0}
 

@@ -42,8 +42,8 @@ def test_messages(sdk, server):
 
 
 def test_counted_tokens_are_those_of_the_answer(sdk):
-    """Also a counted picture is not yet the engine's: the question after it is answered."""
-    settings = {"dominant": 43, "contextual": 5}  # of no other test
+    """Counting a picture does not put it into the engine's cache: the question after it is answered correctly."""
+    settings = {"dominant": 43, "contextual": 5}  # not used by other tests
     counted = sdk.messages.count_tokens(**QUESTION, extra_body={"compression": settings})
     answer = sdk.messages.create(**greedy(compression=settings))
     assert counted.input_tokens == answer.usage.input_tokens

@@ -1,4 +1,4 @@
-"""A few requests an operation of what ``python -m benchmarks.robustness.api_fuzz`` generates by the hundred."""
+"""A few requests per operation; ``python -m benchmarks.robustness.api_fuzz`` generates hundreds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat completions, what their usage says, what is counted, and what is refused."""
+"""Chat completions, their usage, their metrics, and refused requests."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_default_from_the_environment(client):
     assert answer.usage.model_extra["compression"]["settings"]["preset"] == "light"
 
 
-def test_metrics(server):
-    """One scrape after one request shows what the API counted, and what the engine did in its own process."""
+def test_one_scrape_shows_one_requests_metrics(server):
+    """One scrape after one request shows the API's counters and those that the engine records in its own process."""
     names = ["duet_kv_token_layers_saved_total", "duet_requests_total", "duet_reduction_ratio_count"]
     names += ["duet_stage1_seconds_count", "duet_stage2_seconds_count"]
     before = {name: metric(server, name) for name in names}

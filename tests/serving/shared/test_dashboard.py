@@ -1,4 +1,4 @@
-"""What dashboard and alerts read is there on a live server, and Prometheus can compute it."""
+"""A running server has every series of the dashboard and the alerts, and Prometheus can compute their queries."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.deploy.prometheus import running_prometheus
 from tests.serving.running_server import chat
 
 VARIABLES = {"model_name": ".*", "interval": "1m", "__range": "5m"}
-OWN = {"up"}  # Prometheus's, of a target
+OWN = {"up"}  # Prometheus's own series for a target
 WAIT_S = 60
 SHADES = itertools.count()
 
 
 def ask(server) -> None:
-    """One request of each kind that the dashboard shows; the picture is new, or no tower would look at it."""
+    """One request of each kind that the dashboard shows. The picture is new; otherwise the tower would not run."""
     picture = data_url(encoded(Image.new("RGB", (40, 40), (next(SHADES), 0, 0)), "PNG"))
     content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "What color is it?"}]
     server.ask(content, compression="aggressive")
@@ -59,16 +59,16 @@ def test_prometheus_answers_every_query(server, tmp_path):
 
 
 def unanswered(prometheus, expressions: list[str]) -> list[str]:
-    """Those of which Prometheus knows no value yet.
+    """The expressions without a value in Prometheus so far.
 
     Raises:
-        AssertionError: if it cannot compute one.
+        AssertionError: if Prometheus cannot compute an expression.
     """
     return [expr for expr in expressions if not values(prometheus, expr)]
 
 
 def values(prometheus, expression: str) -> list[float]:
-    """Of the series that an expression gives now; those that are not a number are nothing to show."""
+    """Current values of an expression's series, without those that are not a number."""
     answer = prometheus.get("/query", params={"query": expression})
     assert answer.status_code == 200, f"{expression}: {answer.text}"
     found = [float(series["value"][1]) for series in answer.json()["data"]["result"]]

@@ -1,4 +1,4 @@
-"""One picture under many settings: what is cached of one never shows in another's answer."""
+"""One picture under many settings: caches of one setting never affect the answer of another."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SETTINGS: list[Any] = [
     "light",
     "aggressive",
     "visionzip",
-    {"keep": [0.5, 0.25], "guide": "last"},  # stage 2 alone, as PyramidDrop and FastV
+    {"keep": [0.5, 0.25], "guide": "last"},  # stage 2 alone, like PyramidDrop and FastV
     {"dominant": 50, "contextual": 9, "keep": [0.4, 0.1], "guide": "all"},
 ]
 CACHES = ("vllm:mm_cache", "vllm:prefix_cache")
 
 
 def content(mark: str) -> list[dict[str, Any]]:
-    """A question on the picture in a file of its own: the same pixels, but to every cache another picture."""
+    """A question about the picture in a new file: the same pixels, but a different picture for every cache."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_text("mark", mark)
     Image.open(PICTURE).save(file, format="PNG", pnginfo=info)
@@ -47,7 +47,7 @@ def test_warm_caches_give_the_answers_of_cold_ones(server):
         logprobs = [token["logprob"] for token in answer["choices"][0]["logprobs"]["content"]]
         return token_ids(answer), answer["usage"], pytest.approx(logprobs, abs=1e-4)
 
-    server.ask("Is it warm?")  # with it the engine reports what came before
+    server.ask("Is it warm?")  # makes the engine report its earlier work
     before = hits(server)
     cold = [ask(idx, mark=f"cold {idx}") for idx in range(len(SETTINGS))]
     assert hits(server)["vllm:mm_cache"] == before["vllm:mm_cache"]

@@ -1,4 +1,4 @@
-"""A few of each malformed picture and field; ``python -m benchmarks.robustness.malformed`` sends thousands."""
+"""A few malformed pictures and fields of each kind; ``python -m benchmarks.robustness.malformed`` sends thousands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openai-python against the running server: nothing of it is told about compression but ``extra_body``."""
+"""openai-python against the running server, unchanged: compression is set in ``extra_body`` only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compressed(setting: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def terse(server) -> dict[str, int]:
-    """A logit bias against white space, which JSON allows and a model with random weights goes on with for ever."""
+    """A logit bias against white space: JSON allows any amount of it, and random weights may never stop writing it."""
     prompt = {"model": MODEL, "prompt": " \n\t\r", "add_special_tokens": False}
     return dict.fromkeys(map(str, server.client.post("/tokenize", json=prompt).json()["tokens"]), -100)
 

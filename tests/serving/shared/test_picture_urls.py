@@ -22,7 +22,7 @@ def test_a_picture_by_url_is_the_picture(server, certificate, setting):
     assert answer["usage"] == inline["usage"]
 
 
-def test_nothing_there(server, certificate):
+def test_a_url_without_a_file_is_refused(server, certificate):
     with picture_host(PICTURE.parent, certificate) as url:
         image = {"type": "image_url", "image_url": {"url": f"{url}/no-such.png"}}
         response = server.client.post("/v1/chat/completions", json=chat([image]))

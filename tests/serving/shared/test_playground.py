@@ -1,4 +1,4 @@
-"""The playground in Debian's Chromium, on random weights: 24 x 24 patches, boundaries 4 and 6 of 8 layers."""
+"""The playground in Debian's Chromium, with random weights: 24 x 24 patches, boundaries 4 and 6 of 8 layers."""
 
 from __future__ import annotations
 

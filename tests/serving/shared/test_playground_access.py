@@ -1,4 +1,4 @@
-"""The playground by keyboard, on a phone, in the dark."""
+"""The playground with a keyboard only, on a phone screen, and in dark mode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.serving.shared.playground_page import DESKTOP, PHONE
 
-# Of every text in sight: its contrast to what is behind it, and its size in pixels.
+# For every visible text, its contrast to the background and its size in pixels.
 LEGIBILITY = """() => {
   const parse = (color) => (color.match(/[\\d.]+/g) ?? []).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)

@@ -1,4 +1,4 @@
-"""Previews by the real engine: 24 x 24 patches, boundaries 4 and 6 of 8 layers."""
+"""Previews with the real engine: 24 x 24 patches, boundaries 4 and 6 of 8 layers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _held(segment: dict[str, Any]) -> list[Any]:
 
 
 def test_a_preview_says_what_was_kept(server):
-    """From cold caches and from warm ones, and no request notices."""
+    """With cold caches and with warm ones, and without an effect on other requests."""
     question = chat(QUESTION, compression="aggressive")
     planned = server.client.post("/v1/compression/plan", json=question).json()
     expected = token_ids(server.ask(QUESTION, compression="aggressive"))
@@ -89,7 +89,7 @@ def test_stage_2_alone(server):
 
 
 def test_several_pictures_one_of_them_twice(server):
-    """Stage 1 sees each picture alone; stage 2 ranks each by the text behind it."""
+    """Stage 1 processes each picture alone; stage 2 ranks each picture by the text after it."""
     settings = {"dominant": 30, "contextual": 6, "cluster_width": 4, "keep": [0.5, 0.25]}
     first, other, again = preview(server, [*QUESTION, *OTHER, *QUESTION], settings)["patches"]
     alone, alone_other = (preview(server, content, settings)["patches"][0] for content in (QUESTION, OTHER))

@@ -1,4 +1,4 @@
-"""What guards the server, seen from outside; tests/api looks at it piece by piece."""
+"""The server's protection as a client sees it; tests/api tests its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few seconds of what ``python -m benchmarks.robustness.soak`` does for minutes."""
+"""A few seconds of the soak; ``python -m benchmarks.robustness.soak`` runs it for minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The builder of the demo model from end to end, at sizes that teach it nothing."""
+"""The builder of the demo model from end to end, with sizes too small for learning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from duet_training.demo.model import DECODER_SIZES, write_untrained
 
 
 def test_one_call_builds_what_ships(tmp_path, monkeypatch):
-    # No workers: engines of other tests leave OpenMP threads in this process, which a fork does not survive.
+    # No workers: engines of other tests leave OpenMP threads in this process, and a fork does not survive them.
     monkeypatch.setitem(tower._TRAINING, "dataloader_num_workers", 0)
     overrides = [
         "dataloader_num_workers=0",
@@ -43,7 +43,7 @@ def test_one_call_builds_what_ships(tmp_path, monkeypatch):
 
     written = (tmp_path / "compressed" / "model.safetensors").stat().st_mtime_ns
     build(tmp_path, 0, (64, 64, 8), overrides)
-    assert (tmp_path / "compressed" / "model.safetensors").stat().st_mtime_ns == written, "what is there stays"
+    assert (tmp_path / "compressed" / "model.safetensors").stat().st_mtime_ns == written, "existing parts are kept"
 
 
 def test_words_of_the_demo_are_tokens(tmp_path):

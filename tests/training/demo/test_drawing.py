@@ -37,7 +37,7 @@ def test_backgrounds_are_muted_and_differ():
     assert 60 <= first.min() <= first.max() <= 195
 
 
-def test_every_color_can_be_told():
+def test_every_color_is_distinct():
     centers = [draw(Thing("circle", "", color, "large", 84, 84, 18))[84, 84] for color in COLORS]
     distances = [np.abs(a - b).max() for i, a in enumerate(centers) for b in centers[:i]]
     assert min(distances) > 40

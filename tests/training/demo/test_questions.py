@@ -1,4 +1,4 @@
-"""Questions about one scene, whose answers anybody can check by looking."""
+"""Questions about one scene, with answers that are easy to check."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def answers(question_type: str, scene: tuple[Thing, ...] = SCENE) -> dict[str, s
         ),
     ],
 )
-def test_answers(question_type: str, expected: dict[str, str]):
+def test_each_question_has_the_right_answer(question_type: str, expected: dict[str, str]):
     asked = answers(question_type)
     assert expected.items() <= asked.items()
 

@@ -39,7 +39,7 @@ def test_letters_and_digits_say_something():
 
 
 @pytest.mark.parametrize(("x", "y", "place"), [(10, 10, "top left"), (84, 84, "center"), (160, 90, "right")])
-def test_place(x: int, y: int, place: str):
+def test_the_place_follows_from_the_centre(x: int, y: int, place: str):
     assert Thing("circle", "", "red", "small", x, y, 9).place == place
     assert place in PLACES
 

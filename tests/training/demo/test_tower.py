@@ -48,7 +48,7 @@ def test_patches_know_what_covers_them():
     np.testing.assert_allclose(targets["offset"].reshape(12, 12, 2)[8, 8], [1 / 20, 1 / 20])
 
 
-def test_counts():
+def test_counts_of_kinds_colors_and_all_things():
     counts = count_targets(SCENE)
     assert counts[KINDS.index("circle")] == counts[len(KINDS) + COLORS.index("blue")] == 1
     assert counts[KINDS.index("star")] == 0

@@ -1,1 +1,1 @@
-"""The demo model's world: pictures drawn by rule, questions about them, and how the model is trained on both."""
+"""The demo model: pictures drawn by fixed rules, questions about them, and the training on both."""

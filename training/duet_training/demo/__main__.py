@@ -1,4 +1,4 @@
-"""Builds the demo model from a seed: tower, uncompressed training, compressed training, all by the training path."""
+"""Builds the demo model from a seed: trains its tower, then runs duet-train without and with compression."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ QUESTIONS_PER_PICTURE = 8
 
 
 def build(folder: Path, seed: int, pictures: Sequence[int], overrides: Sequence[str] = ()) -> Path:
-    """Write tower, data and both models below ``folder``; what is there already stays. The checkpoint to be shipped.
+    """Write tower, data and both models into ``folder``, and keep existing parts. Returns the checkpoint to ship.
 
-    ``pictures`` are how many the tower sees by itself, how many together with words, and how many are asked about.
+    ``pictures`` has three counts: pictures for the tower alone, for the tower with words, and for the questions.
     """
     num_alone, num_with_words, num_asked = pictures
     untrained, tower, uncompressed, compressed = (
@@ -49,7 +49,7 @@ def build(folder: Path, seed: int, pictures: Sequence[int], overrides: Sequence[
 
 
 def ship(checkpoint: Path, untrained: Path, target: Path) -> Path:
-    """The checkpoint's weights in bfloat16 beside the files that the untrained one has."""
+    """Write the checkpoint's weights in bfloat16, together with the other files of the untrained checkpoint."""
     LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(target)
     for name in _FILES:
         shutil.copyfile(untrained / name, target / name)
@@ -69,15 +69,15 @@ _FILES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m duet_training.demo", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where everything is written; a run that was cut off goes on there")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="in the place of the configurations'")
+    parser.add_argument("folder", type=Path, help="output folder; an interrupted run continues there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces this key's value")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--pictures",
         type=int,
         nargs=3,
         default=(110_000, 80_000, 176_000),
-        help="for the tower alone, with words, and to be asked about (%(default)s)",
+        help="pictures for the tower alone, for the tower with words, and for the questions (%(default)s)",
     )
     words = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO)

@@ -1,4 +1,4 @@
-"""The demo model's data: scenes drawn from a seed, written in LLaVA's layout, a JSON of conversations and pictures."""
+"""The demo model's data: scenes drawn from a seed, as pictures and a JSON of conversations in LLaVA's format."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from duet_training.demo.drawing import draw_scene
 from duet_training.demo.questions import QUESTION_TYPES, Question, ask, ask_several
 from duet_training.demo.scene import Scene, make_scene
 
-# A seed for each set, so that no picture of one is in another.
+# Each set has its own seed, so that no two sets share a picture.
 TOWER_SET, TRAINING_SET, HELD_OUT_SET = 1, 2, 3
 _CHUNK = 256
 _TRIES = 200
 
 
 def picture(seed: int, data_set: int, idx: int) -> tuple[Scene, Image.Image, np.random.Generator]:
-    """The scene and picture number ``idx`` of a set, and what is left of its randomness."""
+    """Scene and picture number ``idx`` of a set, and its random generator for further choices."""
     rng = np.random.default_rng([seed, data_set, idx])
     scene = make_scene(rng)
     return scene, draw_scene(scene, rng), rng
 
 
 def write_training_set(folder: Path, num_pictures: int, questions_per_picture: int, seed: int) -> Path:
-    """Write ``conversations.json`` and ``images/``, each picture with all of its questions; the JSON's path.
+    """Write ``conversations.json`` and ``images/``, one conversation per picture. Returns the JSON's path.
 
-    Source: the layout of https://github.com/haotian-liu/LLaVA, ``docs/Finetune_Custom_Data.md``.
+    Source of the format: https://github.com/haotian-liu/LLaVA, ``docs/Finetune_Custom_Data.md``.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     write = partial(_write_conversations, folder / "images", questions_per_picture, seed)
@@ -41,9 +41,9 @@ def write_training_set(folder: Path, num_pictures: int, questions_per_picture: i
 
 
 def write_held_out_set(folder: Path, num_per_type: int, seed: int) -> Path:
-    """Write ``questions.json`` and ``images/``: as many questions of every type, each on a picture of its own.
+    """Write ``questions.json`` and ``images/``: ``num_per_type`` questions of every type, each with its own picture.
 
-    A row holds ``id``, ``image``, ``type``, ``question`` and ``answer``.
+    A row has ``id``, ``image``, ``type``, ``question`` and ``answer``. Returns the JSON's path.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     write = partial(_write_question, folder / "images", num_per_type, seed)

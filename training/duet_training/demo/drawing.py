@@ -1,4 +1,4 @@
-"""A scene as a picture: its things, drawn with soft edges on a busy background of muted colours."""
+"""Draws a scene as a picture: its things, with soft edges, on a busy background of muted colours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUM_STROKES = 18
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """RGB, ``CANVAS`` pixels wide and high; the background comes from ``rng``."""
+    """An RGB picture, ``CANVAS`` pixels wide and high; ``rng`` draws the background and varies the colours."""
     canvas = _background(rng)
     draw = ImageDraw.Draw(canvas)
     for thing in scene:
@@ -67,7 +67,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _star(num_points: int, inner: float, turn: float = -90) -> list[tuple[float, float]]:
-    """Corners on the unit circle and, where ``inner`` is less than 1, between them on a smaller one."""
+    """Corners that lie alternately on the unit circle and on a circle of radius ``inner``."""
     radii = (1.0, inner)
     angles = [math.radians(turn + 180 * idx / num_points) for idx in range(2 * num_points)]
     return [(radii[idx % 2] * math.cos(a), radii[idx % 2] * math.sin(a)) for idx, a in enumerate(angles)]

@@ -39,7 +39,7 @@ DECODER_SIZES: dict[str, Any] = {
     "num_key_value_heads": 6,
     "vocab_size": VOCAB_SIZE,
 }
-# From the names that transformers gives its modules to those of the published LLaVA checkpoints, which servers load.
+# Maps transformers' module names to the names in published LLaVA checkpoints, which servers load.
 PUBLISHED_NAMES = (
     (r"^model\.vision_tower\.", "vision_tower.vision_model."),
     (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
@@ -64,10 +64,11 @@ def write_untrained(directory: Path, seed: int) -> Path:
 
 @torch.no_grad()
 def start_by_likeness(decoder: nn.Module) -> None:
-    """Let every head start out attending to what is like its query, and handing on what it sees.
+    """Initialize every attention head so that it attends to rows similar to its query, and passes on their content.
 
-    Queries are keys and outputs undo values, so that a word finds the patches that it names in the first step, which a
-    decoder of this size would otherwise take most of its training to discover. All scales are those that keep variance.
+    Key weights equal query weights, and output weights are the transposed value weights. From the first step, a word
+    then finds the patches that it names. Otherwise, a decoder of this size would need most of its training to learn
+    this. All scales preserve variance.
     """
     for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -75,11 +76,11 @@ def start_by_likeness(decoder: nn.Module) -> None:
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
         attention.o_proj.weight.copy_(attention.v_proj.weight.T / 2)
-        mlp.down_proj.weight.div_(4)  # by the root of twice the layers, whose outputs add up
+        mlp.down_proj.weight.div_(4)  # sqrt(2 * 8 layers), because the outputs of all layers add up
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Byte pairs, so that any text can be said, with the words of ``texts`` as tokens of their own."""
+    """A byte-pair tokenizer: it can encode any text, and the words of ``texts`` get tokens of their own."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Questions about a scene, each with its one right answer."""
+"""Questions about a scene, each with exactly one right answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from duet_training.demo.scene import COLORS, KINDS, PLACES, Scene, Thing
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 MAX_DESCRIBED = 4
-_CLEARLY = 20  # pixels by which one thing must lie left of or above another
+_CLEARLY = 20  # pixels; one thing is at least this far left of or above the other
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Question:
 
 
 def ask(scene: Scene, question_type: str, rng: np.random.Generator) -> Question | None:
-    """A question of one of ``QUESTION_TYPES``, None where the scene allows none."""
+    """A question of this type, one of ``QUESTION_TYPES``; None if the scene allows none."""
     asked = _MAKERS[question_type](scene, rng)
     return asked and Question(question_type, *asked)
 
 
 def ask_several(scene: Scene, num: int, rng: np.random.Generator) -> list[Question]:
-    """Up to ``num`` different questions, of as many types as there are."""
+    """Up to ``num`` different questions, of as many types as possible."""
     questions: dict[str, Question] = {}
     for idx in range(2 * num):
         if idx % len(QUESTION_TYPES) == 0:
@@ -73,7 +73,7 @@ def _of_one(
     called: Callable[[Thing], str],
     answer: Callable[[Thing], str],
 ) -> Asked:
-    """About a thing that what it is called tells from all others."""
+    """A question about a thing whose name under ``called`` is unique in the scene."""
     thing = _pick(rng, _unique(scene, called))
     if thing is None:
         return None
@@ -112,7 +112,7 @@ def _reading(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Asked:
-    """Half are not there; of those, half differ from something that is there in one attribute only."""
+    """Half of the things asked about are absent. Half of the absent ones differ from a present one in one attribute."""
     present = {thing.name for thing in scene}
     if rng.integers(2):
         name, is_there = str(rng.choice(sorted(present))), True
@@ -128,7 +128,7 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _description(scene: Scene, rng: np.random.Generator) -> Asked:
-    """Every thing, ordered by place as one reads, within a place from top to bottom."""
+    """All things, ordered by place in reading order, and within a place from top to bottom."""
     if len(scene) > MAX_DESCRIBED:
         return None
     ordered = sorted(scene, key=lambda thing: (PLACES.index(thing.place), thing.y, thing.x))
@@ -136,7 +136,7 @@ def _description(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def describe(thing: Thing) -> str:
-    """As in ``small red letter K, top left``, without the comma."""
+    """For example, ``small red letter K top left``."""
     said = f" {thing.glyph}" if thing.glyph else ""
     return f"{thing.size} {thing.name}{said} {thing.place}"
 
@@ -154,7 +154,7 @@ QUESTION_TYPES = tuple(_MAKERS)
 
 
 def _unique(things: Sequence[Thing], key: Callable[[Thing], str]) -> list[Thing]:
-    """Those that ``key`` tells from all others."""
+    """The things whose ``key`` no other thing has."""
     times = Counter(map(key, things))
     return [thing for thing in things if times[key(thing)] == 1]
 

@@ -1,4 +1,4 @@
-"""A scene: one to eight coloured things with a size and a place, few enough kinds and colours that some repeat."""
+"""A scene: one to eight coloured things with a size and a place. Kinds and colours are few, so that some repeat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CANVAS = 168  # pixels of a side
+CANVAS = 168  # side length in pixels
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 GLYPHS = {"letter": "ACEFHKLPRTXY", "digit": "0123456789"}
@@ -17,14 +17,14 @@ PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom lef
 MAX_THINGS = 8
 
 _THIRD = CANVAS / 3
-_CLEAR_OF_THIRDS = 4  # pixels between a centre and the next place, so that no place is a matter of opinion
+_CLEAR_OF_THIRDS = 4  # pixels between a centre and the nearest other place, so that every place is unambiguous
 _GAP = 3  # pixels between two things, and to the border
 _TRIES = 60
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing on a picture; ``glyph`` is what a letter or digit says, empty for shapes; x, y its centre in pixels."""
+    """One thing in a picture. ``glyph`` is its letter or digit, empty for shapes; x, y is its centre in pixels."""
 
     kind: str
     glyph: str
@@ -47,7 +47,7 @@ Scene = tuple[Thing, ...]
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """A random scene; crowded ones may end with fewer things than were meant, never with none."""
+    """A random scene. A crowded one may have fewer things than intended, but always at least one."""
     num_things = int(rng.integers(1, MAX_THINGS + 1))
     kinds = rng.choice(KINDS, size=int(rng.integers(2, 6)), replace=False)
     colors = rng.choice(COLORS, size=int(rng.integers(2, 6)), replace=False)
@@ -61,7 +61,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def _place_thing(rng: np.random.Generator, kind: str, color: str, others: list[Thing]) -> Thing | None:
-    """A thing that overlaps none of the others, None where no place for it was found."""
+    """A thing that overlaps none of the others; None if no place was found."""
     glyph = str(rng.choice(list(GLYPHS[kind]))) if kind in GLYPHS else ""
     for _ in range(_TRIES):
         size = str(rng.choice(list(RADII)))

@@ -1,8 +1,9 @@
-"""Pre-trains the demo's vision tower on the attributes of what is drawn, so that its CLS attends to things.
+"""Pre-trains the demo's vision tower on the attributes of the drawn things, so that its CLS attends to them.
 
-Each patch of the feature layer tells what covers it; CLS, there and behind the last layer, how many of each kind and
-colour there are. First by heads of their own; then through projector and word embeddings, so that a patch enters the
-language model close to the words for what covers it, as CLIP brings pictures and words together.
+Each patch of the feature layer predicts the thing that covers it. CLS, in the feature layer and after the last layer,
+predicts how many things there are of each kind and colour. First, linear heads make these predictions. Then the
+projector and the word embeddings predict the thing of a patch, so that the patch enters the language model close to the
+words for it, as CLIP aligns pictures and words.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from duet_training.demo.scene import CANVAS, COLORS, GLYPHS, KINDS, MAX_THINGS, 
 
 _GLYPHS = tuple("".join(GLYPHS.values()))
 _SIZES = tuple(RADII)
-NOTHING = -100  # no target: a patch of background, or what is no letter or digit
+NOTHING = -100  # no target: a background patch, or a thing that is not a letter or digit
 PATCH_WORDS = {"kind": KINDS, "color": COLORS, "size": _SIZES, "glyph": _GLYPHS, "place": PLACES}
-_SHARPNESS = 10.0  # of the logits of words of length 1
+_SHARPNESS = 10.0  # scales the logits, because word vectors are normalized
 _NUM_COUNTED = len(KINDS) + len(COLORS) + 1
 _OFFSET_UNIT = 20  # pixels
 
 
 def patch_targets(scene: Scene, patch_size: int) -> dict[str, np.ndarray]:
-    """Per patch ``[N]`` which of an attribute's words the thing on its centre has; ``offset [N, 2]`` to that thing's.
+    """Per attribute ``[N]``, the word for the thing at each patch's centre; ``offset [N, 2]`` to the thing's centre.
 
-    ``kind`` of the background is the last class; the others are ``NOTHING`` there.
+    On the background, ``kind`` is the last class, ``offset`` is NaN, and the other attributes are ``NOTHING``.
     """
     side = CANVAS // patch_size
     centers = (np.arange(side) + 0.5) * patch_size
@@ -59,20 +60,20 @@ def patch_targets(scene: Scene, patch_size: int) -> dict[str, np.ndarray]:
 
 
 def count_targets(scene: Scene) -> np.ndarray:
-    """How many there are of each kind, of each colour, and in all."""
+    """The number of things of each kind, of each colour, and in total."""
     kinds = [sum(thing.kind == kind for thing in scene) for kind in KINDS]
     colors = [sum(thing.color == color for thing in scene) for color in COLORS]
     return np.array([*kinds, *colors, len(scene)])
 
 
 def normalized(drawn: Image.Image, processor: Any) -> np.ndarray:
-    """What ``processor`` makes of a picture of the model's own size ``[3, H, W]``, in a tenth of its time."""
+    """The output ``[3, H, W]`` of ``processor`` for a picture of the model's size, in a tenth of its time."""
     mean, std = (np.array(values, dtype=np.float32) for values in (processor.image_mean, processor.image_std))
     return ((np.asarray(drawn) * np.float32(processor.rescale_factor) - mean) / std).transpose(2, 0, 1)
 
 
 class SceneDataset(Dataset):
-    """Scenes drawn as they are asked for: pixels and targets."""
+    """Pixels and targets of scenes, which are drawn when they are read."""
 
     def __init__(self, pictures: range, seed: int, processor: Any, patch_size: int) -> None:
         self.pictures, self.seed = pictures, seed
@@ -91,7 +92,7 @@ class SceneDataset(Dataset):
 
 
 class LinearHead(nn.Module):
-    """Logits of every attribute's words and of background, by weights of its own."""
+    """Logits of the background and of every attribute's words, from a linear layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class LinearHead(nn.Module):
 
 
 class WordHead(nn.Module):
-    """The same logits by how near a patch comes, behind the projector, to the embeddings of the words."""
+    """The same logits, from the similarity of a projected patch to the word embeddings."""
 
     def __init__(self, projector: nn.Module, embeddings: nn.Embedding, tokenizer: Any) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class WordHead(nn.Module):
 
 
 class AttributeModel(nn.Module):
-    """The tower under heads; those for counts and offsets are thrown away after training."""
+    """The tower with its heads. The heads for counts and offsets are discarded after training."""
 
     def __init__(self, tower: nn.Module, feature_layer: int, patch_head: nn.Module) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class AttributeModel(nn.Module):
 
     def _patch_loss(self, patches: Tensor, offset: Tensor, targets: dict[str, Tensor]) -> Tensor:
         background, *logits = self.patch_head(patches).split([1, *map(len, PATCH_WORDS.values())], dim=-1)
-        logits[0] = torch.cat([logits[0], background], dim=-1)  # of kinds, the last one
+        logits[0] = torch.cat([logits[0], background], dim=-1)  # the last kind
         losses = [_cross_entropy(logit, targets[name]) for name, logit in zip(PATCH_WORDS, logits, strict=True)]
         is_thing = ~offset.isnan()
         distance = F.smooth_l1_loss(self.offset_head(patches).float()[is_thing], offset[is_thing])
@@ -151,14 +152,14 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def pretrain_tower(checkpoint: Path, num_pictures: int, seed: int, **overrides: Any) -> None:
-    """Train the vision tower of a LLaVA checkpoint in place; ``overrides`` are TrainingArguments'."""
+    """Train the vision tower of a LLaVA checkpoint in place; ``overrides`` are TrainingArguments."""
     model = _load(checkpoint)
     _train(model, LinearHead(model.config.vision_config.hidden_size), checkpoint, range(num_pictures), seed, overrides)
     model.save_pretrained(checkpoint)
 
 
 def align_words(checkpoint: Path, num_pictures: int, seed: int, **overrides: Any) -> None:
-    """Go on with tower, projector and word embeddings together, on further pictures; the head starts from these."""
+    """Train tower, projector and word embeddings together on further pictures, and copy the embeddings to the head."""
     model = _load(checkpoint)
     embeddings = model.get_input_embeddings()
     nn.init.normal_(embeddings.weight, std=embeddings.embedding_dim**-0.5)
