@@ -27,6 +27,7 @@ WITHOUT_ENGINE = (
     "engine/test_request_plans.py",
     "engine/test_stage_seconds.py",
     "engine/test_step_layout.py",
+    "engine/test_text_stage.py",
 )
 
 # `slow`: tests that build a demo model, train, or start several processes that import vLLM or torch.
@@ -41,6 +42,8 @@ SLOW = (
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
     for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
         for mark in marks(item.path.relative_to(HERE).as_posix(), getattr(item, "originalname", None) or item.name):
             item.add_marker(mark)
 

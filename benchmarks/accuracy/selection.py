@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
+from duet_server.plan.wire import Stage1Counts
+
 OWN, RANDOM_KEEP, UNIFORM_POOLING = "duet", "duet_random_keep", "duet_uniform_pooling"
 PLUGIN_FOLDER = Path(__file__).parent / "selection_plugin"  # holds the entry points
 CHECKOUT = Path(__file__).parents[2]
 LARGEST_ASPECT = 2  # a pooling grid's width by its height, at most
 
-Stage1Counts = tuple[int, int, int]
 Cut = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[Stage1Counts | None]], list[torch.Tensor]]
 
 

@@ -1,5 +1,8 @@
 """DUET's visual-token compression served over the OpenAI API on vLLM."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("duet-server")  # pyproject.toml says which
+try:
+    __version__ = version("duet-server")  # pyproject.toml says which
+except PackageNotFoundError:
+    __version__ = "0+not.installed"  # a checkout on the path

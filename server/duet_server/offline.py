@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.renderers.chat_utils import has_non_text_content
 
 from duet_server.api.errors import RequestRefusedError
+from duet_server.api.generation.checks import check_request, room_for_answer
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt
-from duet_server.api.options import ServerOptions
-from duet_server.api.served_model import ServedModel
-from duet_server.plan import CompressionField, CompressionSettings, SettingsError
+from duet_server.api.served_model import model_shape
+from duet_server.plan import CompressionField, CompressionSettings, ModelShape, SettingsError, resolve_settings
 from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -29,49 +30,50 @@ def chat(
     """Answer conversations in one batch, as ``llm.chat`` does, with fewer visual tokens.
 
     Args:
-        llm: vLLM's engine, with DUET's plugin loaded. vLLM loads the plugin unless ``VLLM_PLUGINS`` excludes it.
-        messages: one conversation or a list of them, as ``llm.chat`` takes them.
+        llm: vLLM's engine. It must serve the model with compression: DUET's plugin is loaded unless ``VLLM_PLUGINS``
+            excludes it.
+        messages: one conversation or a list of conversations, as for ``llm.chat``.
         compression: a preset's name or an object, as in a request to the server.
-        sampling_params: for all conversations; by default the model's.
+        sampling_params: for all conversations; by default the model's own.
         use_tqdm: whether to show a progress bar.
 
     Raises:
-        SettingsError: if a setting, a conversation or a length cannot be served. In this case nothing has run.
+        SettingsError: for a setting, a conversation or a length that cannot be served. Nothing has run then.
     """
-    served = ServedModel.from_config(llm.llm_engine.vllm_config, ServerOptions.from_args(Namespace()))
+    shape = model_shape(llm.llm_engine.vllm_config)
+    if shape is None and compression != "off":
+        raise SettingsError("compression", compression, "off: this model is served without compression")
+    settings = resolve_settings(compression, shape) if shape is not None else None
+    if not messages or shape is None or settings is None or settings.is_off:
+        return list(llm.chat(messages, sampling_params, use_tqdm=use_tqdm))
     params = sampling_params or llm.get_default_sampling_params()
     conversations = [messages] if isinstance(messages[0], Mapping) else messages
     try:
-        settings = served.resolve(compression)
-        requests = [_request(llm, served, settings, conversation, params.clone()) for conversation in conversations]
+        requests = [_request(llm, shape, settings, conversation, params.clone()) for conversation in conversations]
     except RequestRefusedError as error:
         raise SettingsError(str(error.parameter), error.value, error.expected) from error
     prompts, all_params = zip(*requests, strict=True)
-    answers: list[RequestOutput] = llm._render_and_run_requests(
-        iter(prompts), all_params, RequestOutput, use_tqdm=use_tqdm
-    )
-    return answers
+    return list(llm._render_and_run_requests(iter(prompts), all_params, RequestOutput, use_tqdm=use_tqdm))
 
 
 def _request(
-    llm: LLM, served: ServedModel, settings: CompressionSettings | None, messages: Any, params: SamplingParams
+    llm: LLM, shape: ModelShape, settings: CompressionSettings, messages: Any, params: SamplingParams
 ) -> tuple[Any, SamplingParams]:
     """A conversation's rendered prompt, and its sampling parameters with the keys that the engine reads."""
-    if settings is None or served.shape is None or settings.is_off:
-        return llm._preprocess_chat_one(messages), params
+    asked = Namespace(
+        prompt_field="messages", max_tokens=params.max_tokens, prompt_logprobs=params.prompt_logprobs
+    )  # the fields that the server's checks read
+    if has_non_text_content(messages):
+        check_request(asked, messages)
     engine_input = llm._preprocess_chat_one(messages, mm_processor_kwargs=encode_processor_kwargs(settings))
     prompt = RenderedPrompt.from_engine_input(engine_input)
-    compressed = CompressedPrompt.make(settings, prompt, served.shape)
+    compressed = CompressedPrompt.make(settings, prompt, shape)
     if compressed.drops:
         compressed.check_ends_on_text("messages")
-        _check_length(params.max_tokens, served.max_num_batched_tokens - len(prompt.token_ids))
+        config = llm.llm_engine.vllm_config
+        limit = config.scheduler_config.max_num_scheduled_tokens or config.scheduler_config.max_num_batched_tokens
+        room = room_for_answer(asked, len(prompt.token_ids), limit, config.model_config.max_model_len, {})
+        params.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         salient = prompt.salient_rows(llm.renderer.tokenizer, messages) if settings.guide == "salient" else []
         params.extra_args = {**(params.extra_args or {}), **encode_extra_args(settings, salient)}
     return engine_input, params
-
-
-def _check_length(max_tokens: int | None, room: int) -> None:
-    """Raise if prompt and answer do not fit one engine step: a prefill that drops is never split."""
-    if max_tokens is None or max_tokens > room:
-        expected = f"at most {room}: with stage 2 on, prompt and answer must fit max_num_batched_tokens"
-        raise SettingsError("max_tokens", max_tokens, expected)

@@ -115,15 +115,27 @@ def test_an_offline_chat_without_compression_is_vllms(engine):
 
 
 @pytest.mark.parametrize(
-    ("compression", "max_tokens", "message"),
+    ("compression", "params", "message"),
     [
-        ("none", 8, "compression is 'none', expected one of off, light"),
-        ("aggressive", 1024, "max_tokens is 1024, expected at most"),
-        ("aggressive", None, "max_tokens is None, expected at most"),
+        ("none", {}, "compression is 'none', expected one of off, light"),
+        ("aggressive", {"max_tokens": 1024}, "max_tokens is 1024, expected at most"),
+        ("light", {"prompt_logprobs": 1}, "prompt_logprobs is 1, expected none"),
     ],
 )
-def test_an_offline_chat_that_cannot_be_served_is_refused(engine, compression, max_tokens, message):
+def test_an_offline_chat_that_cannot_be_served_is_refused(engine, compression, params, message):
     messages = conversation(golden_cases(engine.model_name)[0])
     with pytest.raises(SettingsError, match=f"^{message}"):
-        chat(engine.llm, messages, compression, SamplingParams(max_tokens=max_tokens), use_tqdm=False)
+        chat(engine.llm, messages, compression, SamplingParams(**params), use_tqdm=False)
     assert not engine.engine.has_unfinished_requests()
+
+
+def test_offline_chats_of_nothing_have_no_answers(engine):
+    assert chat(engine.llm, [], "light", use_tqdm=False) == engine.llm.chat([], use_tqdm=False) == []
+
+
+def test_an_offline_answer_of_no_length_gets_what_fits(engine):
+    messages = conversation(golden_cases(engine.model_name)[0])
+    params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
+    (answer,) = chat(engine.llm, messages, "aggressive", params, use_tqdm=False)
+    assert len(answer.prompt_token_ids) + len(answer.outputs[0].token_ids) == 1024
+    assert params.max_tokens is None

@@ -50,9 +50,9 @@ def test_guide_and_cluster_width_go_with_any_form(request_):
 @pytest.mark.parametrize("guide", ["all", "salient", "last"])
 def test_text_is_an_accepted_name_of_guide(guide):
     for form in ({"preset": "light"}, {"keep": [0.5, 0.0]}, {"visual_tokens": 64}):
-        assert resolve_settings({**form, "text": guide}, LLAVA_7B) == resolve_settings(
-            {**form, "guide": guide}, LLAVA_7B
-        )
+        expected = resolve_settings({**form, "guide": guide}, LLAVA_7B)
+        assert resolve_settings({**form, "text": guide}, LLAVA_7B) == expected
+        assert resolve_settings({**form, "text": guide, "guide": guide}, LLAVA_7B) == expected
 
 
 def test_a_preset_that_is_changed_is_custom():
@@ -153,7 +153,12 @@ def test_cluster_width_means_nothing_without_stage_1():
         ({"preset": "light", "guide": "some"}, "compression.guide", "some", "one of all, salient, last"),
         ({"preset": "light", "guide": ["all"]}, "compression.guide", ["all"], "one of all, salient, last"),
         ({"preset": "light", "text": "some"}, "compression.text", "some", "one of all, salient, last"),
-        ({"preset": "light", "text": "all", "guide": "all"}, "compression.text", "all", "nothing, since guide is set"),
+        (
+            {"preset": "light", "text": "all", "guide": "last"},
+            "compression.text",
+            "all",
+            "the same value as guide",
+        ),
         ({"preset": 7}, "compression.preset", 7, "one of off, light, balanced, aggressive, visionzip"),
     ],
     ids=lambda part: repr(part) if isinstance(part, dict) else "",

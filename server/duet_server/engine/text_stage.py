@@ -69,13 +69,12 @@ class SegmentedDecoder:
         for segment_idx, segment in enumerate(self.segments):
             if layout is not None and segment_idx > 0:
                 state = self._cross(layout, segment_idx, state)
-            hidden, residual = segment(state.positions, state.hidden, state.residual)
-            state = state._replace(hidden=hidden, residual=residual)
+            state = _run(segment, state)
         if state.places is None:
-            return hidden
+            return state.hidden
         self.clock.observe()
         # The runner reads logits at rows of the whole batch, so the survivors return to their original rows.
-        return hidden.new_zeros(num_rows, hidden.shape[1]).index_copy_(0, state.places, hidden)
+        return state.hidden.new_zeros(num_rows, self.hidden_size).index_copy_(0, state.places, state.hidden)
 
     def _cross(self, layout: StepLayout, segment_idx: int, state: DecoderState) -> DecoderState:
         """The state that enters a segment, made from the state that left the segment before."""
@@ -154,6 +153,12 @@ def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_co
     segment_class = support_torch_compile(type(name, (DecoderSegment,), {"forward": forward, "__module__": __name__}))
     with set_model_tag(f"decoder_segment_{segment_idx}"):
         return segment_class(layers=layers, norm=norm, vllm_config=vllm_config)
+
+
+def _run(segment: DecoderSegment, state: DecoderState) -> DecoderState:
+    """The state behind a segment. No local of the loop may keep its rows alive once the next boundary drops some."""
+    hidden, residual = segment(state.positions, state.hidden, state.residual)
+    return state._replace(hidden=hidden, residual=residual)
 
 
 def surviving_rows(

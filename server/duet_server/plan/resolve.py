@@ -99,8 +99,8 @@ def _check_keys(fields: object) -> None:
     for key in fields:
         if key not in (*KEYS, OLD_GUIDE_KEY):
             raise SettingsError(f"{FIELD}.{key}", fields[key], f"only the fields {', '.join(KEYS)}")
-    if "guide" in fields and OLD_GUIDE_KEY in fields:
-        raise SettingsError(f"{FIELD}.{OLD_GUIDE_KEY}", fields[OLD_GUIDE_KEY], "nothing, since guide is set")
+    if "guide" in fields and fields.get(OLD_GUIDE_KEY, fields["guide"]) != fields["guide"]:
+        raise SettingsError(f"{FIELD}.{OLD_GUIDE_KEY}", fields[OLD_GUIDE_KEY], "the same value as guide")
     forms = {"counts" if key in COUNT_KEYS else key for key in fields if key not in modifiers}
     if len(forms) != 1:
         raise SettingsError(FIELD, dict(fields), FORMS)

@@ -192,7 +192,7 @@ def refusal(response):
         ({"preset": "light", "color": "red"}, "compression.color", "only the fields preset"),
         ({"preset": "light", "guide": "some"}, "compression.guide", "all, salient, last"),
         ({"preset": "light", "text": "some"}, "compression.text", "all, salient, last"),
-        ({"preset": "light", "guide": "all", "text": "all"}, "compression.text", "since guide is set"),
+        ({"preset": "light", "guide": "all", "text": "last"}, "compression.text", "the same value as guide"),
         ({"dominant": 1, "contextual": 0, "keep": [0.0, 0.0]}, "compression", "a reduction of at most 0.97"),
     ],
 )

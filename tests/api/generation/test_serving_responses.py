@@ -111,3 +111,13 @@ async def test_a_turn_of_a_built_in_tool_is_refused(server):
     await handler.create_responses(request)
     with pytest.raises(RequestRefusedError, match="tools is 'a built-in tool'"):
         await handler._render_next_turn(request, [])
+
+
+def test_a_copy_of_a_request_has_a_state_of_its_own():
+    """vLLM copies the request for each turn of a built-in tool; usage is that of the first turn."""
+    request = DuetResponsesRequest(input="hi")
+    request.duet.trace_id = 3
+    copied = request.model_copy(update={"input": "more"})
+    assert copied.duet == request.duet
+    copied.duet.room = 7
+    assert request.duet.room is None

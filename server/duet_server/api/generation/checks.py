@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ _UNSUPPORTED = {
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # in vLLM's order of precedence
 
 
-def check_request(request: CompressibleRequest, messages: Sequence[Mapping[str, Any]]) -> None:
+def check_request(request: CompressibleRequest | Namespace, messages: Sequence[Mapping[str, Any]]) -> None:
     """Refuse features that compression does not support yet."""
     for field, expected in _UNSUPPORTED.items():
         value = getattr(request, field, None)
@@ -34,7 +35,7 @@ def check_request(request: CompressibleRequest, messages: Sequence[Mapping[str, 
 
 
 def room_for_answer(
-    request: CompressibleRequest,
+    request: CompressibleRequest | Namespace,
     num_prompt_tokens: int,
     limit: int,
     max_model_len: int,

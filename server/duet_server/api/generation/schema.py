@@ -6,7 +6,8 @@ because it knows the served model and can say what would work.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, SkipValidation
 from vllm.entrypoints.anthropic.protocol import (
@@ -85,6 +86,12 @@ class CompressibleRequest(BaseModel):
     def duet(self) -> RequestCompression:
         """The compression state of this request."""
         return self._duet
+
+    def __copy__(self) -> Self:
+        """A copy has a state of its own. vLLM copies a Responses request for each turn of a built-in tool."""
+        copied = super().__copy__()
+        copied._duet = replace(self._duet)
+        return copied
 
     def share_duet(self, other: CompressibleRequest) -> None:
         """Share the state of ``other``, from which this request was made."""
