@@ -118,7 +118,6 @@ def test_an_offline_chat_without_compression_is_vllms(engine):
     ("compression", "params", "message"),
     [
         ("none", {}, "compression is 'none', expected one of off, light"),
-        ("aggressive", {"max_tokens": 1024}, "max_tokens is 1024, expected at most"),
         ("light", {"prompt_logprobs": 1}, "prompt_logprobs is 1, expected none"),
     ],
 )
@@ -127,6 +126,14 @@ def test_an_offline_chat_that_cannot_be_served_is_refused(engine, compression, p
     with pytest.raises(SettingsError, match=f"^{message}"):
         chat(engine.llm, messages, compression, SamplingParams(**params), use_tqdm=False)
     assert not engine.engine.has_unfinished_requests()
+
+
+def test_an_offline_answer_that_does_not_fit_a_step_is_refused(engine, monkeypatch):
+    scheduler_config = engine.llm.llm_engine.vllm_config.scheduler_config
+    monkeypatch.setattr(scheduler_config, "max_num_scheduled_tokens", 256)
+    messages = conversation(golden_cases(engine.model_name)[0])
+    with pytest.raises(SettingsError, match="^max_tokens is 250, expected at most"):
+        chat(engine.llm, messages, "aggressive", SamplingParams(max_tokens=250), use_tqdm=False)
 
 
 def test_offline_chats_of_nothing_have_no_answers(engine):
