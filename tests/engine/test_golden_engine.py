@@ -132,7 +132,7 @@ def test_an_offline_answer_that_does_not_fit_a_step_is_refused(engine, monkeypat
     scheduler_config = engine.llm.llm_engine.vllm_config.scheduler_config
     monkeypatch.setattr(scheduler_config, "max_num_scheduled_tokens", 256)
     messages = conversation(golden_cases(engine.model_name)[0])
-    with pytest.raises(SettingsError, match="^max_tokens is 250, expected at most"):
+    with pytest.raises(SettingsError, match=r"^max_tokens is 250, expected at most"):
         chat(engine.llm, messages, "aggressive", SamplingParams(max_tokens=250), use_tqdm=False)
 
 
