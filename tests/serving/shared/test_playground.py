@@ -77,6 +77,9 @@ def test_both_answers_stream_one_after_the_other(playground, server):
 
 
 def test_a_new_setting_ends_the_answer(playground):
+    sent = iter([True])
+    # The second answer never begins, so that however late the key is pressed, an answer is in progress.
+    playground.page.route(f"**{CHAT}", lambda route: route.continue_() if next(sent, False) else None)
     playground.use_sample()
     playground.set_length(1200)
     playground.ask()
