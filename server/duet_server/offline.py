@@ -12,7 +12,7 @@ from vllm.renderers.chat_utils import has_non_text_content
 from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.checks import check_request, room_for_answer
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt
-from duet_server.api.served_model import model_shape
+from duet_server.api.served_model import max_step_tokens, model_shape
 from duet_server.plan import CompressionField, CompressionSettings, ModelShape, SettingsError, resolve_settings
 from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
 
@@ -71,8 +71,8 @@ def _request(
     if compressed.drops:
         compressed.check_ends_on_text("messages")
         config = llm.llm_engine.vllm_config
-        limit = config.scheduler_config.max_num_scheduled_tokens or config.scheduler_config.max_num_batched_tokens
-        room = room_for_answer(asked, len(prompt.token_ids), limit, config.model_config.max_model_len, {})
+        max_model_len = config.model_config.max_model_len
+        room = room_for_answer(asked, len(prompt.token_ids), max_step_tokens(config), max_model_len, {})
         params.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         salient = prompt.salient_rows(llm.renderer.tokenizer, messages) if settings.guide == "salient" else []
         params.extra_args = {**(params.extra_args or {}), **encode_extra_args(settings, salient)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from duet_kernels import cls_score, implementation, select_and_merge
 from duet_server.plan import CompressionSettings
+from duet_server.plan.wire import Stage1Counts
 
 
 class EncodedImages(NamedTuple):
@@ -48,7 +49,7 @@ def compress(images: EncodedImages, settings: CompressionSettings) -> tuple[Tens
     """
     if settings.dominant is None:
         return images.hidden[:, 1:].flatten(0, 1), None
-    counts = (settings.dominant, settings.contextual, settings.cluster_width or 0)
+    counts = Stage1Counts.of(settings)
     hidden = images.hidden
     # In float32 even under autocast, as in the engine. Only the plain torch reference supports autograd.
     with torch.autocast(hidden.device.type, enabled=False), implementation("reference"):

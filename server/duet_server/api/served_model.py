@@ -37,14 +37,14 @@ class ServedModel:
     @classmethod
     def from_config(cls, vllm_config: Any, options: ServerOptions) -> ServedModel:
         """Read vLLM's configuration. Raises SettingsError if the default compression cannot be served."""
-        model_config, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+        model_config = vllm_config.model_config
         kv_dtype: torch.dtype = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model_config)
         served = cls(
             name=model_config.served_model_name,
             shape=model_shape(vllm_config),
             default=options.default,
             max_reduction=options.max_reduction,
-            max_num_batched_tokens=scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens,
+            max_num_batched_tokens=max_step_tokens(vllm_config),
             kv_dtype_bytes=kv_dtype.itemsize,
             notice=DEMO_NOTICE if getattr(model_config.hf_config, DEMO_MARK, False) else None,
         )
@@ -116,6 +116,12 @@ class ServedModel:
         except RequestRefusedError as error:
             field = f"--duet-default{error.parameter.removeprefix('compression')}"
             raise SettingsError(field, error.value, error.expected) from error
+
+
+def max_step_tokens(vllm_config: Any) -> int:
+    """The most tokens that one engine step computes."""
+    scheduler = vllm_config.scheduler_config
+    return int(scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens)
 
 
 def model_shape(vllm_config: Any) -> ModelShape | None:

@@ -31,6 +31,12 @@ class Stage1Counts(NamedTuple):
     contextual: int
     cluster_width: int
 
+    @classmethod
+    def of(cls, settings: CompressionSettings) -> Stage1Counts:
+        """The counts of settings with stage 1 on."""
+        assert settings.dominant is not None, f"{settings=}"
+        return cls(settings.dominant, settings.contextual, settings.cluster_width or 0)
+
     @property
     def num_entering(self) -> int:
         """Visual tokens that enter the language model."""
@@ -53,7 +59,7 @@ def encode_processor_kwargs(settings: CompressionSettings | None, trace_id: int 
     """The keys to add to ``mm_processor_kwargs``: stage 1's counts unless it is off, the trace id unless it is 0."""
     kwargs: dict[str, Any] = {TRACE_KEY: trace_id} if trace_id else {}
     if settings is not None and settings.dominant is not None:
-        kwargs[STAGE1_KEY] = [settings.dominant, settings.contextual, settings.cluster_width or 0]
+        kwargs[STAGE1_KEY] = list(Stage1Counts.of(settings))
     return kwargs
 
 

@@ -29,16 +29,17 @@ router = APIRouter(dependencies=[Depends(validate_json_request)])
 _STREAM: dict[str, dict[str, Any]] = {"text/event-stream": {}}
 
 
-def _answers(
+def answers(
     answer: dict[str, Any], *more_errors: HTTPStatus, error: type[Any] = ErrorResponse
 ) -> dict[int | str, dict[str, Any]]:
+    """A route's responses for OpenAPI: the answer, and the errors that every route has."""
     errors = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR, *more_errors)
     return {HTTPStatus.OK.value: answer, **{status.value: {"model": error} for status in errors}}
 
 
 @router.post(
     "/v1/chat/completions",
-    responses=_answers({"model": DuetChatCompletionResponse, "content": _STREAM}, HTTPStatus.NOT_IMPLEMENTED),
+    responses=answers({"model": DuetChatCompletionResponse, "content": _STREAM}, HTTPStatus.NOT_IMPLEMENTED),
 )
 async def create_chat_completion(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
     """OpenAI's Chat Completions API with the `compression` field."""
@@ -46,13 +47,13 @@ async def create_chat_completion(request: DuetChatCompletionRequest, raw_request
     return cast(Response, await vllm_chat.create_chat_completion(request, raw_request))
 
 
-@router.post("/v1/chat/completions/batch", responses=_answers({"model": DuetChatCompletionResponse}))
+@router.post("/v1/chat/completions/batch", responses=answers({"model": DuetChatCompletionResponse}))
 async def create_batch_chat_completion(request: DuetBatchChatCompletionRequest, raw_request: Request) -> Response:
     """Several conversations in one request, all compressed with the same settings."""
     return cast(Response, await vllm_chat.create_batch_chat_completion(request, raw_request))
 
 
-@router.post("/v1/responses", responses=_answers({"content": _STREAM}))
+@router.post("/v1/responses", responses=answers({"content": _STREAM}))
 async def create_responses(request: DuetResponsesRequest, raw_request: Request) -> Response:
     """OpenAI's Responses API with the `compression` field."""
     return cast(Response, await vllm_responses.create_responses(request, raw_request))
@@ -60,7 +61,7 @@ async def create_responses(request: DuetResponsesRequest, raw_request: Request) 
 
 @router.post(
     "/v1/messages",
-    responses=_answers({"model": DuetMessagesResponse, "content": _STREAM}, error=AnthropicErrorResponse),
+    responses=answers({"model": DuetMessagesResponse, "content": _STREAM}, error=AnthropicErrorResponse),
 )
 async def create_messages(request: DuetMessagesRequest, raw_request: Request) -> Response:
     """Anthropic's Messages API with the `compression` field."""
@@ -69,7 +70,7 @@ async def create_messages(request: DuetMessagesRequest, raw_request: Request) ->
 
 @router.post(
     "/v1/messages/count_tokens",
-    responses=_answers({"model": AnthropicCountTokensResponse}, error=AnthropicErrorResponse),
+    responses=answers({"model": AnthropicCountTokensResponse}, error=AnthropicErrorResponse),
 )
 async def count_tokens(request: DuetCountTokensRequest, raw_request: Request) -> Response:
     """Counts the prompt tokens that would enter the language model."""

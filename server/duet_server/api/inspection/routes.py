@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
+from duet_server.api.generation.routes import answers
 from duet_server.api.generation.schema import DuetChatCompletionRequest
 from duet_server.api.generation.serving_chat import DuetServingChat
 from duet_server.api.inspection.plan_body import plan_body
@@ -19,16 +20,6 @@ from duet_server.api.inspection.schema import CompressionInfo, CompressionPlan, 
 from duet_server.api.served_model import ServedModel
 
 router = APIRouter()
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status.value: {"model": ErrorResponse}
-    for status in (
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        HTTPStatus.NOT_IMPLEMENTED,
-    )
-}
 
 
 @router.get("/v1/compression", response_model=CompressionInfo, response_model_exclude_unset=True)
@@ -41,7 +32,7 @@ async def show_compression(raw_request: Request) -> dict[str, Any]:
 @router.post(
     "/v1/compression/plan",
     dependencies=[Depends(validate_json_request)],
-    responses={HTTPStatus.OK.value: {"model": CompressionPlan}, **_ERRORS},
+    responses=answers({"model": CompressionPlan}, HTTPStatus.NOT_IMPLEMENTED),
 )
 async def plan_compression(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
     """What a chat completion with this body would cost: tokens of every segment, KV cache bytes and FLOPs."""
@@ -55,7 +46,7 @@ async def plan_compression(request: DuetChatCompletionRequest, raw_request: Requ
 @router.post(
     "/v1/compression/preview",
     dependencies=[Depends(validate_json_request)],
-    responses={HTTPStatus.OK.value: {"model": CompressionPreview, "content": {"image/png": {}}}, **_ERRORS},
+    responses=answers({"model": CompressionPreview, "content": {"image/png": {}}}, HTTPStatus.NOT_IMPLEMENTED),
 )
 @with_cancellation  # type: ignore[untyped-decorator]
 async def preview_compression(request: DuetChatCompletionRequest, raw_request: Request) -> Response:
