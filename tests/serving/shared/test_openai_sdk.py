@@ -151,3 +151,10 @@ def test_completions_have_no_compression(client):
         client.completions.create(**fields, **compressed("light"))
     assert refused.value.param == "compression"
     assert "/v1/completions does not compress" in json.dumps(refused.value.body)
+
+
+def test_one_model_can_be_retrieved(client):
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("org/other")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")

@@ -1,0 +1,1 @@
+"""HTTP around every route: the parser of requests, what their heads may say, and HEAD."""
