@@ -48,6 +48,11 @@ def engine_of(server: RunningServer) -> psutil.Process:
     return engine
 
 
+def worker_of(server: RunningServer) -> psutil.Process:
+    (worker,) = (child for child in engine_of(server).children() if "Worker" in " ".join(child.cmdline()))
+    return worker
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -64,13 +69,13 @@ def assert_turned_away(response: httpx.Response) -> None:
 
 
 @contextmanager
-def held_still(engine: psutil.Process) -> Iterator[None]:
-    """Requests that are sent meanwhile stay in flight, even with a fast engine."""
-    engine.suspend()
+def held_still(process: psutil.Process) -> Iterator[None]:
+    """The engine or its worker does nothing, so requests that are sent meanwhile stay in flight."""
+    process.suspend()
     try:
         yield
     finally:
-        engine.resume()
+        process.resume()
 
 
 class InFlight:
@@ -105,20 +110,37 @@ def num_tokens(response: httpx.Response) -> int:
     return sum(len(choice.get("token_ids") or []) for event in events for choice in json.loads(event)["choices"])
 
 
-def test_a_stalled_engine_is_not_ready_until_it_goes_on(server):
-    def is_ready():
-        return server.client.get("/health/ready").status_code == 200
+def is_ready(server: RunningServer) -> bool:
+    return server.client.get("/health/ready").status_code == 200
 
-    wait_until(is_ready)
-    engine = engine_of(server)
-    engine.suspend()
-    try:
-        wait_until(lambda: not is_ready())
-        assert "has not stepped" in server.client.get("/health/ready").json()["reason"]
+
+@pytest.mark.parametrize("silent", [engine_of, worker_of])
+def test_the_first_probe_sees_a_stall_of_an_idle_server(server, silent):
+    wait_until(lambda: is_ready(server))
+    with held_still(silent(server)):
+        answers = [server.client.get(path) for path in ("/health", "/health/ready", "/ping")]
+        assert [answer.status_code for answer in answers] == [503] * 3
+        assert all("has not answered" in answer.json()["reason"] for answer in answers)
         assert server.client.get("/health/live").status_code == 200
-    finally:
-        engine.resume()
-    wait_until(is_ready)
+    wait_until(lambda: is_ready(server))
+    assert server.client.get("/health").content == b""
+
+
+@pytest.mark.parametrize("silent", [engine_of, worker_of])
+def test_a_stall_with_requests_is_seen_until_it_is_over(server, silent):
+    async def ask_a_stalled_server():
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=120) as client:
+            with held_still(silent(server)):
+                asked = asyncio.create_task(client.post("/v1/chat/completions", json=chat("Are you there?")))
+                async with asyncio.timeout(30):
+                    while (await client.get("/health")).status_code == 200:
+                        await asyncio.sleep(0.1)
+                assert not asked.done()
+            return await asked
+
+    wait_until(lambda: is_ready(server))
+    assert asyncio.run(ask_a_stalled_server()).status_code == 200
+    wait_until(lambda: is_ready(server))
 
 
 def test_one_id_may_be_on_several_requests_in_flight(server):

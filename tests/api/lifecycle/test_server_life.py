@@ -15,7 +15,8 @@ class Engine(SimpleNamespace):
 
     def __init__(self, shutdown_timeout):
         super().__init__(errored=False, hangs=False, paused=[], cut=asyncio.Event())
-        self.vllm_config = SimpleNamespace(shutdown_timeout=shutdown_timeout)
+        parallel_config = SimpleNamespace(_api_process_count=1)
+        self.vllm_config = SimpleNamespace(shutdown_timeout=shutdown_timeout, parallel_config=parallel_config)
 
     async def pause_generation(self, **options):
         self.paused.append(options)
@@ -27,8 +28,8 @@ class Rig:
     def __init__(self, shutdown_timeout):
         self.engine = Engine(shutdown_timeout)
         self.server = SimpleNamespace(config=SimpleNamespace(timeout_graceful_shutdown=None), should_exit=False)
-        self.args = Namespace()
-        self.life = ServerLife(self.engine, SimpleNamespace(server=self.server), self.args, stall_timeout_s=5)
+        self.args, self.state = Namespace(), SimpleNamespace(server=self.server)
+        self.life = ServerLife(self.engine, self.state, self.args, stall_timeout_s=5)
         self.inside = self.life.gate.middleware(self.request)
 
     async def request(self, scope, receive, send):
@@ -59,7 +60,7 @@ async def test_after_a_signal_requests_in_flight_finish():
     rig.life._on_signal()
     await asyncio.sleep(0.05)
     assert not rig.server.should_exit
-    assert "shutting down" in rig.life.problem
+    assert "shutting down" in await rig.life.check()
     rig.engine.cut.set()
     await rig.stopped()
     assert request.done()
@@ -140,6 +141,15 @@ async def test_the_server_ends_with_its_engine_and_says_that_it_failed():
     await rig.stopped()
     await watch
     assert rig.args.duet_failure == "the engine died"
+
+
+@pytest.mark.asyncio
+async def test_an_app_that_another_server_runs_is_not_stopped():
+    rig = Rig(shutdown_timeout=60)
+    del rig.state.server
+    rig.engine.errored = True
+    await rig.life._watch()
+    assert not rig.server.should_exit
 
 
 @pytest.mark.asyncio

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import RetryableRequestError
 
-ALWAYS_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+READINESS = frozenset({"/health", "/health/ready", "/ping"})  # routes of vLLM, of this server, of SageMaker
+ALWAYS_OPEN = READINESS | {"/health/live", "/metrics"}
 RETRY_AFTER_S = 5  # by then, a load balancer sends requests elsewhere
 
 
@@ -29,6 +30,7 @@ class Gate:
     def __init__(self, engine: Any) -> None:
         self.draining = False
         self.num_in_flight = 0
+        self.num_finished = 0
         self._engine = engine
         self._empty = asyncio.Event()
         self._empty.set()
@@ -80,5 +82,6 @@ class Gate:
             await app(scope, receive, send_or_excuse)
         finally:
             self.num_in_flight -= 1
+            self.num_finished += 1
             if not self.num_in_flight:
                 self._empty.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from duet_server.api.lifecycle.gate import RETRY_AFTER_S
@@ -19,10 +19,12 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/health/ready", responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {}})
-async def ready(raw_request: Request) -> Response:
+async def ready() -> dict[str, str]:
     """Readiness: the engine works and new requests are accepted. If this fails, send requests elsewhere."""
-    problem = raw_request.app.state.duet.life.problem
-    if problem is None:
-        return JSONResponse({"status": "ok"})
-    body = {"status": "unavailable", "reason": problem}
+    return {"status": "ok"}
+
+
+def not_ready(reason: str) -> Response:
+    """What the middleware of :class:`ServerLife` answers in place of the readiness routes, vLLM's included."""
+    body = {"status": "unavailable", "reason": reason}
     return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(RETRY_AFTER_S)})

@@ -9,13 +9,15 @@ from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import State
+from starlette.routing import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm import envs
 from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from duet_server.api.lifecycle.engine_health import EnginePulse
-from duet_server.api.lifecycle.gate import Gate
+from duet_server.api.lifecycle.gate import READINESS, Gate
+from duet_server.api.lifecycle.health import not_ready
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -31,27 +33,28 @@ class ServerLife:
         engine: vLLM's engine client.
         state: the app's state. vLLM stores uvicorn's server there before it starts it.
         args: receives ``duet_failure``, the reason why the server ended if not by a signal, for ``cli.py``.
-        stall_timeout_s: how long the engine may be silent before it counts as stalled.
+        stall_timeout_s: how long a step of the engine may take before it counts as stalled.
     """
 
     def __init__(self, engine: Any, state: State, args: Namespace, stall_timeout_s: float) -> None:
         self.gate = Gate(engine)
-        self.pulse = EnginePulse(engine, stall_timeout_s)
+        self.pulse = EnginePulse(engine, self.gate, stall_timeout_s)
         self._engine, self._state, self._args = engine, state, args
         self._drain: asyncio.Task[None] | None = None
         self._patience: asyncio.Timeout | None = None
 
-    @property
-    def problem(self) -> str | None:
+    async def check(self) -> str | None:
         """Why the server is not ready; None if it is."""
-        return self.gate.closed or self.pulse.problem
+        return self.gate.closed or await self.pulse.check()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         """Starts with the app's lifespan: then vLLM's signal handlers are installed, and ours can replace them."""
 
         async def living(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "lifespan":
-                await app(scope, receive, send)
+                is_probe = scope["type"] == "http" and get_route_path(scope) in READINESS
+                problem = await self.check() if is_probe else None
+                await (not_ready(problem) if problem else app)(scope, receive, send)
                 return
             self._catch_signals()
             tasks = [asyncio.create_task(task) for task in (self.pulse.run(), self._watch())]
@@ -129,5 +132,6 @@ class ServerLife:
     async def _stop(self) -> None:
         """Stop uvicorn's server, and with it vLLM's, as vLLM does if its engine fails."""
         await asyncio.sleep(LINGER_S)
-        self._state.server.config.timeout_graceful_shutdown = CUT_S  # some clients do not read their responses
-        self._state.server.should_exit = True
+        if server := getattr(self._state, "server", None):
+            server.config.timeout_graceful_shutdown = CUT_S  # some clients do not read their responses
+            server.should_exit = True
