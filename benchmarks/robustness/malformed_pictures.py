@@ -11,14 +11,15 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 
 from benchmarks.pictures import encoded, picture
 
 Bytes = tuple[bytes, str]  # a file and its media type
 Random = random.Random
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "BMP": "image/bmp", "TIFF": "image/tiff"}
-MODES = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGBA": "PNG", "I;16": "PNG", "CMYK": "JPEG", "F": "TIFF"}
+MODES = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGBA": "PNG", "I;16": "PNG", "CMYK": "JPEG", "F": "TIFF",
+         "I": "TIFF", "YCbCr": "TIFF"}  # fmt: skip
 RARE_FORMATS = ("ICO", "PCX", "TGA", "PPM", "SGI", "IM", "MSP", "XBM", "DDS", "WEBP", "JPEG2000", "AVIF", "EPS")
 MEDIA_TYPES = ("image/svg+xml", "text/html", "application/pdf", "video/mp4", "image/", "", "image/png;charset=utf-8")
 
@@ -104,11 +105,43 @@ def odd_mode(rng: Random) -> Bytes:
     return picture(mode=mode, file_format=MODES[mode]), FORMATS[MODES[mode]]
 
 
+def odd_transparency(rng: Random) -> Bytes:
+    """A transparent value or colour, or a list of them that may be too short or too long."""
+    color_type, row = rng.choice([(0, b"\0" + bytes(4)), (2, b"\0" + bytes(12)), (3, b"\0" + bytes(4))])
+    palette = _chunk(b"PLTE", rng.randbytes(3 * rng.choice([1, 256]))) if color_type == 3 else b""
+    transparent = _chunk(b"tRNS", rng.randbytes(rng.choice([0, 1, 2, 6, 256, 300])))
+    return _png(4, 4, zlib.compress(row * 4), color_type=color_type, extra=palette + transparent), "image/png"
+
+
+def odd_profile(rng: Random) -> Bytes:
+    """A colour profile, whole, damaged, or none at all."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes(12)  # the time of its creation
+    for _ in range(rng.choice([0, 1, 20])):
+        profile[rng.randrange(len(profile))] = rng.randrange(256)
+    file_format, mode = rng.choice([("PNG", "RGB"), ("PNG", "L"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("TIFF", "RGBA")])
+    content = rng.choice([bytes(profile), bytes(profile[: rng.randrange(len(profile))]), rng.randbytes(500)])
+    return picture(mode=mode, file_format=file_format, icc_profile=content), FORMATS[file_format]
+
+
+def many_parts(rng: Random) -> Bytes:
+    """Metadata in so many pieces that a decoder may need minutes to put them together."""
+    jpeg, png = picture(file_format="JPEG"), picture()
+    exif, comments = b"\xff\xe1\0\x12Exif\0\0" + bytes(10), _chunk(b"tEXt", b"a\0b")
+    tags = [(256, 3, 4), (257, 3, 4), (258, 3, 8), (262, 3, 1), (278, 3, 1)]
+    directory = b"".join(struct.pack("<HHLL", tag, kind, 1, value) for tag, kind, value in tags)
+    directory += struct.pack("<HHLL", 273, 4, 100_000, 90)
+    tiff = b"II*\0" + struct.pack("<LH", 8, len(tags) + 1) + directory
+    return rng.choice([(jpeg[:2] + exif * 20_000 + jpeg[2:], "image/jpeg"),
+                       (png[:33] + comments * 20_000 + png[33:], "image/png"),
+                       (tiff.ljust(500_000, b"\0"), "image/tiff")])  # fmt: skip
+
+
 def animated(rng: Random) -> Bytes:
     file_format = rng.choice(["GIF", "PNG", *(["WEBP"] if features.check("webp") else [])])
     frames = [Image.new("RGB", (40, 40), (value, 0, 0)) for value in range(0, 250, rng.choice([5, 100]))]
     content = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
-    return content, f"image/{file_format.lower()}"
+    return content[: len(content) - rng.choice([0, 0, 30])], f"image/{file_format.lower()}"
 
 
 def exif_junk(rng: Random) -> Bytes:
@@ -164,5 +197,6 @@ def wrong_media_type(rng: Random) -> Bytes:
 
 FILES: tuple[Callable[[Random], Bytes], ...] = (
     truncated, damaged, random_bytes, random_bytes_behind_a_signature, bomb, bomb_in_a_chunk, huge_header,
-    odd_size, no_size, odd_mode, animated, exif_junk, rare_format, other_file, wrong_media_type,
+    odd_size, no_size, odd_mode, odd_transparency, odd_profile, many_parts, animated, exif_junk, rare_format,
+    other_file, wrong_media_type,
 )  # fmt: skip

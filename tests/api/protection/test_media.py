@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import threading
 import time
 from dataclasses import replace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from vllm.connections import global_http_connection
@@ -225,7 +226,7 @@ def test_downloads_are_capped_with_or_without_content_length(announced, opened, 
 def test_a_compressed_download_is_not_unpacked(opened, store):
     bomb = gzip.compress(b"\0" * (64 << 20))
     store.answer = lambda path: (200, {"Content-Encoding": "gzip"}, bomb)
-    with pytest.raises(RequestRefusedError, match=f"'{len(bomb)} bytes', expected a picture in one of"):
+    with pytest.raises(RequestRefusedError, match=f"is {len(bomb)} bytes, expected a picture in one of"):
         fetch(opened(), store_url(store))
     assert store.seen[0][1]["Accept-Encoding"] == "identity"
 
@@ -254,10 +255,11 @@ def test_closed_ports_unknown_hosts_and_timeouts_are_fetch_errors(opened, store,
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("data:image/png;base64", "an http or https URL"),
-        ("data:image/png,abc", "an http or https URL"),
-        ("data:image/png;base64,@@@@", "valid base64"),
-        ("data:image/png;base64,", "a picture in one of PNG"),
+        ("data:image/png;base64", "data:image/png;base64, followed by base64"),
+        ("data:image/png,abc", "data:image/png;base64, followed by base64"),
+        ("data:image/png;base64,@@@@", "only A-Z, a-z, 0-9, + and /"),
+        ("data:image/png;base64,", "base64 after the comma"),
+        ("data:image/png;base64,YWJj", "a picture in one of PNG"),
         ("hello", "an http or https URL"),
         ("ftp://127.0.0.1/", "an http or https URL"),
         ("file:///etc/passwd", "an http or https URL"),
@@ -268,22 +270,49 @@ def test_invalid_urls_are_refused(url, expected, chat):
     answer = chat(user({"type": "image_url", "image_url": {"url": url}}, "What is it?"))
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["param"] == "image_url"
+    assert error["param"] == "messages[0].content[0].image_url.url"
     assert f"expected {expected}" in error["message"]
+    assert len(error["message"]) < 400
 
 
 def test_data_urls_are_capped(options):
     url = data_url(picture_bytes())
     assert fetch(options(media_max_data_url=len(url)), url).media.size == (64, 48)
-    with pytest.raises(RequestRefusedError, match=f"a data URL of at most {len(url) - 1} characters"):
+    message = f"is a data URL of {len(url)} characters, expected at most {len(url) - 1} characters"
+    with pytest.raises(RequestRefusedError, match=message):
         fetch(options(media_max_data_url=len(url) - 1), url)
     assert fetch(options(media_max_data_url=None), url).media.size == (64, 48)
 
 
 def test_a_broken_picture_is_a_client_error(options):
-    with pytest.raises(RequestRefusedError, match="a picture that can be decoded") as refused:
-        fetch(options(), data_url(picture_bytes()[:-30]))
+    data = picture_bytes()[:-30]
+    with pytest.raises(RequestRefusedError, match=f"PNG of {len(data)} bytes, expected a PNG file that is") as refused:
+        fetch(options(), data_url(data))
     assert "0x" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["data:;base64", "DATA:image/png;charset=x;BASE64", "data:image/jpeg;base64"])
+def test_data_urls_are_read_as_browsers_read_them(kind, options):
+    text = base64.b64encode(picture_bytes()).decode()
+    assert text.endswith("==")
+    for spelled in (
+        text,
+        text.rstrip("="),
+        quote(text, safe=""),
+        "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+    ):
+        picture = fetch(options(), f"{kind},{spelled}")
+        assert picture.original_bytes == picture_bytes()
+
+
+def test_the_event_loop_goes_on_while_a_picture_is_decoded(options, monkeypatch):
+    threads = []
+    monkeypatch.setattr(
+        "duet_server.api.protection.media.read_picture", lambda *args: threads.append(threading.current_thread())
+    )
+    fetch(options(), data_url(picture_bytes()))
+    assert threads != [threading.main_thread()]
+    assert len(threads) == 1
 
 
 def test_local_files_need_vllms_flag(options, tmp_path):

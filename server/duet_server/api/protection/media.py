@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
-import pybase64
+from PIL import Image
 from vllm.connections import (
     HTTPConnection,
     HTTPResponseSizeExceededError,
@@ -18,15 +18,17 @@ from vllm.connections import (
 )
 from vllm.exceptions import VLLMError, VLLMUnprocessableEntityError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO, MediaConnector, MediaIO
+from vllm.multimodal.media.base import MediaWithBytes
 from vllm.multimodal.media.connector import MODALITY_IO_MAP
 
-from duet_server.api.errors import RequestRefusedError
+from duet_server.api.errors import MediaFetchError, Refusal, RequestRefusedError
 from duet_server.api.option_types import Network
 from duet_server.api.options import ServerOptions
-from duet_server.api.protection.pictures import check_picture
+from duet_server.api.protection.data_urls import DataUrlError, decode_base64, split_data_url
+from duet_server.api.protection.pictures import read_picture
 from duet_server.api.protection.public_addresses import NotPublicError
 from duet_server.api.protection.public_connection import PublicConnection
-from duet_server.plan import SettingsError
+from duet_server.plan.errors import Words
 
 CONNECTOR = "http"  # the name of vLLM's own connector, the default of VLLM_MEDIA_CONNECTOR
 _TOO_LARGE = (HTTPResponseSizeExceededError, MediaDownloadSizeExceededError)
@@ -36,17 +38,6 @@ _EXPECTED = (NotPublicError, VLLMError, aiohttp.ClientError, OSError, ValueError
 def register_connector(options: ServerOptions) -> None:
     """Make every route of this process load its media under the options' limits."""
     MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(cast(Any, partial(DuetMediaConnector, options)))
-
-
-class MediaFetchError(VLLMUnprocessableEntityError):
-    """A URL that could not be fetched. The client gets 422, as vLLM answers if a host returns 404."""
-
-    def __init__(self, field: str, url: str) -> None:
-        self.sentence = str(SettingsError(field, url, "a URL that can be fetched"))
-        super().__init__(self.sentence, parameter=field)
-
-    def __str__(self) -> str:
-        return self.sentence
 
 
 class DuetMediaConnector(MediaConnector):
@@ -68,25 +59,32 @@ class DuetMediaConnector(MediaConnector):
     def _load_data_url(self, url: str, media_io: CappedIO) -> Any:
         cap = self.options.media_max_data_url
         if cap is not None and len(url) > cap:
-            raise RequestRefusedError("media", _field(media_io.reader), url, f"a data URL of at most {cap} characters")
-        return super()._load_data_url(url, media_io)
+            value = Words(f"a data URL of {len(url)} characters")
+            raise RequestRefusedError("media", _field(media_io.reader), value, f"at most {cap} characters")
+        return media_io.load_base64(*split_data_url(url))
 
     def _checked(self, media_io: MediaIO[Any]) -> CappedIO:
-        checked = CheckedPictureIO if isinstance(media_io, ImageMediaIO) else CappedIO
-        return checked(media_io, self.options)
+        if isinstance(media_io, ImageMediaIO):
+            return PictureIO(media_io, self.options)
+        return CappedIO(media_io, self.options)
 
     @contextmanager
     def _explaining(self, url: str, media_io: MediaIO[Any]) -> Iterator[None]:
         try:
             yield
-        except RequestRefusedError:
+        except RequestRefusedError as error:
+            error.source = url
             raise
         except _EXPECTED as error:
-            raise self._explained(url, media_io, error) from error
+            refusal = self._explained(url, media_io, error)
+            refusal.source = url
+            raise refusal from error
 
-    def _explained(self, url: str, media_io: MediaIO[Any], error: Exception) -> Exception:
+    def _explained(self, url: str, media_io: MediaIO[Any], error: Exception) -> Refusal:
         """The error for the client. It contains nothing that the client has not sent."""
         field = _field(media_io)
+        if isinstance(error, DataUrlError):
+            return RequestRefusedError("media", field, error.value, error.expected)
         if isinstance(error, NotPublicError):
             return RequestRefusedError("media", field, url, "a URL of a public host")
         if isinstance(error.__cause__ or error, _TOO_LARGE):
@@ -119,25 +117,18 @@ class CappedIO(MediaIO[Any]):
         return self.reader.load_file(filepath)
 
 
-class CheckedPictureIO(CappedIO):
-    """vLLM's reader of pictures, after a check of their headers."""
+class PictureIO(CappedIO):
+    """Reads pictures in place of vLLM's reader, as that one is set up."""
 
-    def load_bytes(self, data: bytes) -> Any:
-        check_picture(data, self.options)
-        try:
-            return self.reader.load_bytes(data)
-        except Exception as error:  # decoders raise all kinds of exceptions
-            raise RequestRefusedError(
-                "media", "image_url", f"{len(data)} bytes", "a picture that can be decoded"
-            ) from error
+    reader: ImageMediaIO
 
-    def load_base64(self, media_type: str, data: str) -> Any:
-        try:
-            return self.load_bytes(pybase64.b64decode(data, validate=True))
-        except ValueError as error:
-            raise RequestRefusedError("media", "image_url", data, "valid base64") from error
+    def load_bytes(self, data: bytes) -> MediaWithBytes[Image.Image]:
+        return read_picture(data, self.reader, self.options)
 
-    def load_file(self, filepath: Path) -> Any:
+    def load_base64(self, media_type: str, data: str) -> MediaWithBytes[Image.Image]:
+        return self.load_bytes(decode_base64(data))
+
+    def load_file(self, filepath: Path) -> MediaWithBytes[Image.Image]:
         return self.load_bytes(filepath.read_bytes())
 
 
