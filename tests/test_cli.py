@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from duet_server import cli
 from duet_server.cli import CPU_KV_CACHE_BYTES, parse_serve_args, plugins_to_load, with_model
 from duet_server.demo import DEMO_CHECKPOINT, DEMO_NAME
+
+DEFAULT_STEPS = {"raise_step_tokens": True}  # tells the engine that the user named no size of a step
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +93,7 @@ def test_without_a_model_the_demo_is_served():
     assert args.served_model_name == [DEMO_NAME]
     assert args.duet_default == "off"
     assert args.duet_max_reduction == 0.97
-    assert "duet" not in args.additional_config
+    assert args.additional_config == {"duet": DEFAULT_STEPS}
 
 
 def test_the_demo_can_be_named():
@@ -108,7 +111,45 @@ def test_a_named_model_is_left_alone():
 
 def test_flags_reach_vllms_configuration():
     args = parse_serve_args(["serve", "a/b", "--duet-boundaries", "16,24", "--additional-config", '{"duet": {"x": 1}}'])
-    assert args.additional_config == {"duet": {"x": 1, "boundaries": [16, 24]}}
+    assert args.additional_config == {"duet": {"x": 1, "boundaries": [16, 24]} | DEFAULT_STEPS}
+
+
+def test_a_step_size_of_the_users_own_stays():
+    args = parse_serve_args(["serve", "a/b", "--max-num-batched-tokens", "512"])
+    assert (args.max_num_batched_tokens, args.additional_config) == (512, {"duet": {}})
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "sentence"),
+    [
+        (["--grpc"], {}, "--grpc is true, expected HTTP: the gRPC server neither compresses nor protects."),
+        (
+            [],
+            {"VLLM_USE_RUST_FRONTEND": "1"},
+            "VLLM_USE_RUST_FRONTEND is 1, expected 0: the Rust frontend neither compresses nor protects.",
+        ),
+        (
+            [],
+            {"VLLM_MEDIA_CONNECTOR": "mine"},
+            "VLLM_MEDIA_CONNECTOR is 'mine', expected http: another connector loads pictures without this",
+        ),
+    ],
+    ids=["gRPC", "Rust", "media connector"],
+)
+def test_what_would_bypass_duet_is_refused(monkeypatch, capsys, words, variables, sentence):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        parse_serve_args(["serve", "a/b", *words])
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_benchmarks_variable_is_known(monkeypatch, caplog):
+    monkeypatch.setenv("DUET_COMMIT", "abc")
+    monkeypatch.setenv("DUET_COMMITS", "abc")
+    parse_serve_args(["serve", "a/b"])
+    assert "DUET_COMMITS in the environment" in caplog.text
+    assert "DUET_COMMIT in the environment" not in caplog.text
 
 
 def test_the_environment_gives_defaults(monkeypatch):
@@ -116,10 +157,10 @@ def test_the_environment_gives_defaults(monkeypatch):
     monkeypatch.setenv("DUET_DEFAULT", '{"reduction": 0.5}')
     monkeypatch.setenv("DUET_MAX_REDUCTION", "0.6")
     args = parse_serve_args(["serve", "a/b"])
-    assert args.additional_config == {"duet": {"boundaries": [3, 5]}}
+    assert args.additional_config == {"duet": {"boundaries": [3, 5]} | DEFAULT_STEPS}
     assert (args.duet_default, args.duet_max_reduction) == ({"reduction": 0.5}, 0.6)
     args = parse_serve_args(["serve", "a/b", "--duet-default", "light", "--duet-boundaries", "4"])
-    assert args.additional_config == {"duet": {"boundaries": [4]}}
+    assert args.additional_config == {"duet": {"boundaries": [4]} | DEFAULT_STEPS}
     assert args.duet_default == "light"
 
 
@@ -128,7 +169,7 @@ def test_a_config_file_gives_the_same(tmp_path, boundaries):
     config = tmp_path / "server.yaml"
     config.write_text(f"duet-boundaries: {boundaries}\nduet-default:\n  reduction: 0.5\nduet-max-reduction: 0.6\n")
     args = parse_serve_args(["serve", "a/b", "--config", str(config)])
-    assert args.additional_config == {"duet": {"boundaries": [16, 24]}}
+    assert args.additional_config == {"duet": {"boundaries": [16, 24]} | DEFAULT_STEPS}
     assert (args.duet_default, args.duet_max_reduction) == ({"reduction": 0.5}, 0.6)
 
 
@@ -138,7 +179,7 @@ def test_the_command_line_wins_over_the_config_file(tmp_path):
     args = parse_serve_args(
         ["serve", "a/b", "--config", str(config), "--duet-boundaries", "8", "--duet-default", "off"]
     )
-    assert args.additional_config == {"duet": {"boundaries": [8]}}
+    assert args.additional_config == {"duet": {"boundaries": [8]} | DEFAULT_STEPS}
     assert args.duet_default == "off"
 
 
@@ -186,3 +227,18 @@ class TestOnCPU:
         assert parse_serve_args(["serve", "a/b"]).dtype == dtype
         assert ("float32" in caplog.text) is not native
         assert parse_serve_args(["serve", "a/b", "--dtype", "bfloat16"]).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(("num_api_servers", "expected"), [(1, RuntimeError), (2, SystemExit)])
+def test_the_end_of_one_of_several_processes_is_told_in_one_line(monkeypatch, num_api_servers, expected):
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    def cmd(args):
+        raise RuntimeError("Engine core process EngineCore died unexpectedly.")
+
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(cmd))
+    monkeypatch.setattr(cli, "_set_up_environment", lambda: None)
+    with pytest.raises(expected, match="EngineCore died unexpectedly") as ended:
+        cli.serve(["serve", "--api-server-count", str(num_api_servers)])
+    if expected is SystemExit:
+        assert ended.value.code == "duet-server: Engine core process EngineCore died unexpectedly."

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
 
 from duet_server import __version__
+from duet_server.plan import SettingsError
 
 PLUGIN = "duet"
 # If VLLM_PLUGINS is unset, vLLM loads all installed plugins of these groups. Endpoint plugins are not listed, since
@@ -48,7 +49,12 @@ def serve(argv: Sequence[str]) -> None:
 
     args = parse_serve_args(argv)
     ServeSubcommand().validate(args)
-    ServeSubcommand.cmd(args)
+    try:
+        ServeSubcommand.cmd(args)
+    except RuntimeError as error:
+        if (args.api_server_count or 1) == 1:
+            raise
+        args.duet_failure = error  # one of several API processes, or their engine, ended; vLLM has logged it
     if failure := getattr(args, "duet_failure", None):
         sys.exit(f"duet-server: {failure}")
 
@@ -71,13 +77,14 @@ def parse_serve_args(argv: Sequence[str]) -> Namespace:
     from duet_server.logs import set_up_logging
 
     filled_in = with_model(argv)
-    args = serve_parser().parse_args(filled_in)
+    parser = serve_parser()
+    args = parser.parse_args(filled_in)
+    if bypass := _bypass(args):
+        parser.error(str(bypass))
     set_up_logging(args)  # first, so that the messages below are logged
     _warn_of_unknown_variables()
     _pick_model(args, named=filled_in == list(argv), on_cpu=current_platform.is_cpu())
-    if args.duet_boundaries is not None:
-        duet = {**args.additional_config.get("duet", {}), "boundaries": args.duet_boundaries}
-        args.additional_config = {**args.additional_config, "duet": duet}
+    _set_duet_config(args)
     if current_platform.is_cpu():
         _set_cpu_defaults(args)
     return args
@@ -132,13 +139,38 @@ def _set_up_environment() -> None:
     cli_env_setup()
 
 
+def _bypass(args: Namespace) -> SettingsError | None:
+    """The first option with which vLLM would serve, or load pictures, by code that knows nothing of DUET."""
+    from vllm import envs
+
+    if args.grpc:
+        return SettingsError("--grpc", True, "HTTP: the gRPC server neither compresses nor protects")
+    if envs.VLLM_USE_RUST_FRONTEND:
+        return SettingsError("VLLM_USE_RUST_FRONTEND", 1, "0: the Rust frontend neither compresses nor protects")
+    if envs.VLLM_MEDIA_CONNECTOR != "http":
+        expected = "http: another connector loads pictures without this server's limits"
+        return SettingsError("VLLM_MEDIA_CONNECTOR", envs.VLLM_MEDIA_CONNECTOR, expected)
+    return None
+
+
+def _set_duet_config(args: Namespace) -> None:
+    """What the engine's processes must know. The engine knows the model's context, so it sizes the steps itself."""
+    duet = dict(args.additional_config.get("duet", {}))
+    if args.duet_boundaries is not None:
+        duet["boundaries"] = args.duet_boundaries
+    if args.max_num_batched_tokens is None:
+        duet["raise_step_tokens"] = True
+    args.additional_config = {**args.additional_config, "duet": duet}
+
+
 def _warn_of_unknown_variables() -> None:
     from vllm.logger import init_logger
 
     from duet_server.api.options import variables
     from duet_server.serve_parser import unknown_variables
 
-    for sentence in unknown_variables(os.environ, ["DUET_BOUNDARIES", *variables()]):
+    # DUET_COMMIT is for the benchmarks.
+    for sentence in unknown_variables(os.environ, ["DUET_BOUNDARIES", "DUET_COMMIT", *variables()]):
         init_logger(f"vllm.{__name__}").warning("%s.", sentence)
 
 

@@ -1,6 +1,7 @@
 """Attention over a segment: vLLM's own backend, with metadata rewritten for the rows that the segment holds."""
 
 import functools
+import inspect
 from copy import copy
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.kv_cache import SegmentSpec
+from duet_server.engine.supported import BACKENDS
 from duet_server.engine.vllm_internals import (
     Attention,
     AttentionBackend,
@@ -19,16 +21,13 @@ from duet_server.engine.vllm_internals import (
     subclass_attention_backend_with_overrides,
 )
 
-# Segments work with the metadata and cache writes of these. Others plan on the host or have another cache layout.
-BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
-
 
 class SegmentAttention(Attention):
     """Replaces the attention of a decoder layer. Its KV cache belongs to one segment."""
 
     def __init__(self, attention: Attention, segment_idx: int, step: CurrentStep, vllm_config: VllmConfig) -> None:
         name = attention.layer_name
-        _check_plain(attention)
+        _check_plain(attention, vllm_config)
         del vllm_config.compilation_config.static_forward_context[name]  # super().__init__ registers it again
         super().__init__(
             attention.num_heads,
@@ -40,6 +39,7 @@ class SegmentAttention(Attention):
             prefix=name,
             attn_backend=segment_backend(attention.attn_backend),
         )
+        _check_copy(attention, self)
         self.segment_idx = segment_idx
         self.step = step
 
@@ -49,21 +49,36 @@ class SegmentAttention(Attention):
         return SegmentSpec(**vars(spec), segment_idx=self.segment_idx)
 
 
-def _check_plain(attention: Attention) -> None:
-    """Raise if the attention is not a plain causal softmax over all keys: ``SegmentAttention`` builds only that."""
-    backend = attention.attn_backend.get_name()
+def _check_plain(attention: Attention, vllm_config: VllmConfig) -> None:
+    """Raise if the attention is not causal over all keys, or of a class or backend that the copy would not have."""
+    backend = attention.attn_backend
     extras = {
-        f"the attention backend {backend} (--attention-backend)": backend not in BACKENDS,
-        "a sliding window": attention.sliding_window is not None,
-        "sinks": attention.has_sink,
-        "a shared KV cache": attention.kv_sharing_target_layer_name is not None,
-        "a logit soft cap": bool(getattr(attention.impl, "logits_soft_cap", None)),
-        "ALiBi": getattr(attention.impl, "alibi_slopes", None) is not None,
+        f"the class {type(attention).__name__}": type(attention) is not Attention,
+        f"the attention backend {backend.__name__}": (
+            backend.get_name() not in BACKENDS or backend is not attention.backend.get_class()
+        ),
+        "a sliding window": (attention.sliding_window is not None or vllm_config.model_config.rswa_window is not None),
+        "bidirectional attention within images": attention.use_mm_prefix,
     }
-    found = [name for name, present in extras.items() if present]
-    if found:
+    _refuse(attention, [name for name, present in extras.items() if present])
+
+
+def _check_copy(attention: Attention, copied: "SegmentAttention") -> None:
+    """Raise if the model gave its attention an argument that the copy lacks, such as sinks, a soft cap or ALiBi."""
+    parts = [(Attention, attention, copied), (type(attention.impl), attention.impl, copied.impl)]
+    lost = [
+        name
+        for built_by, original, new in parts
+        for name in inspect.signature(built_by.__init__).parameters
+        if name in vars(original) and name != "attn_backend" and vars(original)[name] != vars(new)[name]
+    ]
+    _refuse(attention, list(dict.fromkeys(lost)))
+
+
+def _refuse(attention: Attention, extras: list[str]) -> None:
+    if extras:
         raise ValueError(
-            f"{attention.layer_name} has {' and '.join(found)}: DUET serves plain causal attention only, by "
+            f"{attention.layer_name} has {' and '.join(extras)}: DUET serves plain causal attention only, by "
             f"{', '.join(BACKENDS)}"
         )
 

@@ -4,10 +4,11 @@ There is one exception: a class that one module alone extends is imported in tha
 ``registration.py``, ``model_state_v2.py`` and the workers).
 """
 
+from vllm import envs
 from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
-from vllm.config.compilation import CUDAGraphMode
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.config.vllm import OptimizationLevel
 from vllm.distributed import (
     get_tensor_model_parallel_rank,
@@ -18,6 +19,8 @@ from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.platforms import current_platform
+from vllm.utils.import_utils import resolve_obj_by_qualname
+from vllm.utils.platform_utils import is_uva_available
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
@@ -25,6 +28,8 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     subclass_attention_backend_with_overrides,
 )
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.attention.selector import AttentionSelectorConfig
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
@@ -36,10 +41,13 @@ __all__ = [
     "AsyncScheduler",
     "Attention",
     "AttentionBackend",
+    "AttentionBackendEnum",
     "AttentionCGSupport",
     "AttentionMetadata",
+    "AttentionSelectorConfig",
     "CUDAGraphMode",
     "CommonAttentionMetadata",
+    "CompilationMode",
     "FullAttentionManager",
     "FullAttentionSpec",
     "KVCacheBlock",
@@ -50,10 +58,13 @@ __all__ = [
     "Request",
     "VllmConfig",
     "current_platform",
+    "envs",
     "get_forward_context",
     "get_tensor_model_parallel_rank",
     "get_tensor_model_parallel_world_size",
     "init_logger",
+    "is_uva_available",
+    "resolve_obj_by_qualname",
     "set_model_tag",
     "subclass_attention_backend_with_overrides",
     "support_torch_compile",

@@ -21,7 +21,7 @@ from duet_server.engine.stage_seconds import stage_clock
 from duet_server.engine.text_stage import SegmentedDecoder
 from duet_server.engine.vision_stage import cut, encode
 from duet_server.engine.vllm_internals import VllmConfig
-from duet_server.plan import check_llava
+from duet_server.plan import check_llava, llava_shape
 from duet_server.plan.wire import NO_STAGE1, STAGE1_KEY, TRACE_KEY, Stage1Counts, TracedPicture, decode_stage1
 from duet_server.stage_metrics import STAGE1_SECONDS
 
@@ -87,7 +87,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         boundaries = vllm_config.additional_config["duet"]["boundaries"]
-        num_patches = self.vision_tower.vision_model.embeddings.num_patches
+        num_patches = llava_shape(self.config, boundaries).vision.num_patches
         self.max_images = max(1, vllm_config.scheduler_config.max_num_batched_tokens // num_patches)
         self.clock = stage_clock(STAGE1_SECONDS, vllm_config)
         self.decoder = SegmentedDecoder(self.language_model.model, boundaries, vllm_config)
@@ -95,6 +95,8 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run both stages once, before the first request needs them."""
+        if not self.multimodal_config.get_limit_per_prompt("image"):
+            return  # vLLM has not loaded the tower
         config, weight = self.config.vision_config, self.language_model.model.norm.weight
         pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=weight.dtype, device=weight.device)
         cut(*encode(self.vision_tower.vision_model, pixels, nullcontext()), [Stage1Counts(2, 1, 1)])
