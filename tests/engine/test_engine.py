@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from duet_server.engine.vllm_internals import CUDAGraphMode
 from duet_server.plan import guiding_rows, make_layout, make_plan
 from tests.engine.in_process import IMAGE_TOKEN_ID, Ask, in_process_engine, noise_picture, text_ids
 from tests.golden_cases import NUM_PATCHES, checkpoint_path
@@ -38,9 +39,9 @@ def no_block_is_lost(engine):
     assert not engine.scheduler.plans._plans
 
 
-def picture_ask(seed: int, **settings) -> Ask:
-    """A prompt of 22 text tokens and a picture."""
-    ids = [1, *text_ids(seed, 6), IMAGE_TOKEN_ID, *text_ids(seed + 1, 15)]
+def picture_ask(seed: int, num_text: int = 22, **settings) -> Ask:
+    """A prompt of a picture and text, by default 22 tokens."""
+    ids = [1, *text_ids(seed, 6), IMAGE_TOKEN_ID, *text_ids(seed + 1, num_text - 7)]
     return Ask(ids, [noise_picture(seed)], **settings)
 
 
@@ -128,6 +129,52 @@ def run_counting_preemptions(engine, asks: list[Ask], num_preempted: list[int]) 
     return [list(finished[request_id].outputs[0].token_ids) for request_id in ids]
 
 
+def test_a_resumed_request_computes_its_outputs_in_chunks(engine):
+    ask = picture_ask(3, num_text=SMALL_BUDGET - NUM_PATCHES - 10, keep=[0.5, 0.0], max_tokens=60)
+    (undisturbed,) = engine.tokens(ask)
+
+    request_id = engine.add(ask)
+    request = engine.internal_request(request_id)
+    while request.num_output_tokens < 50:
+        engine.engine.step()
+    engine.engine.reset_prefix_cache(reset_running_requests=True)
+    engine.engine.step()
+    assert request.num_preemptions == 1
+    assert planned_tokens(ask)[0] < request.num_computed_tokens <= SMALL_BUDGET < request.num_tokens
+    assert list(engine.run()[request_id].outputs[0].token_ids) == undisturbed
+
+
+def test_running_requests_pause_for_a_prompt_of_a_whole_step(engine):
+    asks = [picture_ask(seed, keep=keep, max_tokens=30) for seed, keep in enumerate([[0.5, 0.0], None])]
+    large = picture_ask(7, num_text=SMALL_BUDGET - NUM_PATCHES, keep=[0.5, 0.25])
+    undisturbed = [engine.tokens(ask)[0] for ask in (*asks, large)]
+
+    ids = [engine.add(ask) for ask in asks]
+    for _ in range(4):
+        engine.engine.step()
+    ids.append(engine.add(large))
+    num_own_steps = engine.scheduler._own_step
+    finished = engine.run()
+    assert engine.scheduler._own_step > num_own_steps
+    assert [list(finished[request_id].outputs[0].token_ids) for request_id in ids] == undisturbed
+
+
+def test_a_batch_without_requests_writes_nothing(engine, undisturbed, monkeypatch):
+    """As on an idle data-parallel rank, while the block tables hold the blocks of a request."""
+    request_id = engine.add(mixed_asks()[1])
+    for _ in range(3):
+        engine.engine.step()
+    decoder, runner = engine.model.decoder, engine.core.model_executor.driver_worker.worker.model_runner
+    caches = [layer.self_attn.attn.kv_cache for segment in decoder.segments for layer in segment.layers]
+    before = [cache.clone() for cache in caches]
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.step._vllm_config.compilation_config, "cudagraph_mode", CUDAGraphMode.FULL_DECODE_ONLY)
+        runner._dummy_run(1, uniform_decode=True, force_attention=True)
+    assert decoder.step.layout is not None, "the rows were not placed: this test tests nothing"
+    assert all(cache.equal(earlier) for cache, earlier in zip(caches, before, strict=True))
+    assert list(engine.run()[request_id].outputs[0].token_ids) == undisturbed[1]
+
+
 def test_prefix_cache_serves_uncompressed_requests_only(engine, undisturbed):
     plain, compressed = mixed_asks()[:2]
     same_picture = replace(compressed, input_ids=plain.input_ids, images=plain.images, stage1=None)
@@ -166,7 +213,7 @@ def test_abort_frees_every_group(engine, undisturbed, num_steps):
         {"keep": [0.5, 0.0], "guide": "nobody"},
         {"keep": [0.5, 0.0], "guide": "salient", "salient": [9999]},
         {"keep": [0.5, 0.0], "guide": "salient", "salient": ["x"]},
-        {"keep": [0.5, 0.0], "max_tokens": 200},
+        {"keep": [0.5, 0.0], "num_text": SMALL_BUDGET},
     ],
     ids=str,
 )

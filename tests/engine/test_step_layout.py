@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import SimpleNamespace
 from unittest import mock
@@ -292,7 +292,7 @@ def any_request(draw: st.DrawFn, num_segments: int) -> Request:
     keep = sorted(draw(st.lists(st.floats(0, 1), min_size=num_segments - 1, max_size=num_segments - 1)), reverse=True)
     drops = bool(pools) and draw(st.booleans())
     computed = draw(st.sampled_from([0, num_prompt, num_prompt + 3] if drops else [0, 1, num_prompt - 1, num_prompt]))
-    scheduled = num_prompt + draw(st.integers(0, 4)) if computed == 0 else draw(st.integers(1, 3))
+    scheduled = num_prompt + draw(st.integers(0, 4)) if computed == 0 else draw(st.integers(1, 12))
     text = [token for token in range(num_prompt) if not any(start <= token < end for start, end in pools)]
     guide = tuple(draw(st.lists(st.sampled_from(text), max_size=3)))
     how = draw(st.sampled_from(["all", "last", "salient"]))
@@ -422,6 +422,69 @@ def test_a_graph_reads_the_same_memory_for_other_requests():
         blocks = [int(tables[segment_idx][row, position // BLOCK_SIZE]) for row, position in enumerate(positions)]
         slots = [block * BLOCK_SIZE + position % BLOCK_SIZE for block, position in zip(blocks, positions, strict=True)]
         assert view.slot_mapping.tolist() == [*slots, -1]
+
+
+def buffers(step: CurrentStep, num_requests: int, num_rows: int) -> list[list]:
+    parts = step.buffers
+    sizes = {"query_start_loc": num_requests + 1, "seq_lens": num_requests, "positions": num_rows}
+    return [getattr(parts, name)[:, :size].tolist() for name, size in (sizes | {"slot_mapping": num_rows}).items()]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_a_step_after_others_is_laid_out_as_if_it_were_the_first(data: st.DataObject):
+    """Whether the layout of the step before is used again or not."""
+    requests = data.draw(st.lists(any_request(3), min_size=1, max_size=4))
+    tables = [block_tables(len(requests), idx) for idx in range(3)]
+    used = begun_step(requests, 3, tables, CUDAGraphMode.FULL_DECODE_ONLY)
+    for _ in range(3):
+        grown = [replace(old, computed=old.computed + old.scheduled, scheduled=1) for old in requests]
+        change = st.sampled_from([requests, grown, grown[::-1], [replace(old, keep=None) for old in grown]])
+        requests = data.draw(change)
+        common = common_metadata(requests, tables[0])
+        used.begin(*scheduled(requests, 3), common.seq_lens, common.num_actual_tokens)
+        fresh = begun_step(requests, 3, tables, CUDAGraphMode.FULL_DECODE_ONLY)
+
+        assert (used.layout is None) == (fresh.layout is None)
+        if fresh.layout is not None:
+            sizes = len(requests), common.num_actual_tokens
+            assert buffers(used, *sizes) == buffers(fresh, *sizes)
+            assert used.layout.dropped.tolist() == fresh.layout.dropped.tolist()
+            assert used.layout.starts.tolist() == fresh.layout.starts.tolist()
+            assert used.layout.prefills == fresh.layout.prefills
+            assert [b and b.rows.tolist() for b in used.boundaries] == [b and b.rows.tolist() for b in fresh.boundaries]
+
+
+def test_decoding_steps_share_one_layout():
+    requests = [Request(21, 1, 24, TWO_POOLS.pools, (0.6, 0.0)), Request(7, 1, 12)]
+    step = begun_step(requests, 3)
+    layout = step.layout
+    grown = [replace(request, computed=request.computed + 1) for request in requests]
+    step.begin(*scheduled(grown, 3), common_metadata(grown, block_tables(2, 0)).seq_lens, 2)
+
+    assert step.layout is layout
+    assert step.buffers.positions[2, :2].tolist() == [13, 13]  # 25 less 12 dropped, and 13
+
+
+def test_a_resumed_prompt_does_not_take_over_the_layout_of_as_many_outputs():
+    outputs = Request(9, 12, 20, ((2, 8),), (0.5,))
+    step = begun_step([outputs], 2)
+    resumed = replace(outputs, computed=0)
+    step.begin(*scheduled([resumed], 2), torch.tensor([12], dtype=torch.int32), 12)
+
+    assert step.layout.starts.tolist() == [[0, 12], [0, 9]]
+    assert [len(boundary.rows) for boundary in step.boundaries] == [9]
+
+
+def test_a_batch_without_requests_has_no_slots():
+    requests = [Request(5, 1, 5)] * 3
+    step = begun_step(requests, 3, graphs=CUDAGraphMode.FULL_DECODE_ONLY)
+    assert step.buffers.slot_mapping[:, :3].min() >= 0
+    seq_lens = torch.ones(3, dtype=torch.int32)
+    step.begin([None] * 3, np.zeros(3), np.ones(3, dtype=np.int64), seq_lens, 3, is_dummy=True)
+
+    assert step.buffers.slot_mapping[:, :3].tolist() == [[-1] * 3] * 3
+    assert step.buffers.query_start_loc[:, :4].tolist() == [[0, 1, 2, 3]] * 3
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=str)

@@ -109,6 +109,26 @@ def test_salient_rows_must_be_text_rows_of_the_prompt(salient, message):
         guiding_rows(TWO_POOLS, "salient", salient)
 
 
+def plain_guiding_rows(layout, guide, salient):
+    """The definition, row by row; None if a salient row is refused."""
+    if guide == "salient" and any(not 0 <= row < layout.num_tokens or layout.is_visual(row) for row in salient):
+        return None
+    last, text = layout.num_tokens - 1, [row for row in range(layout.num_tokens) if not layout.is_visual(row)]
+    chosen = {"all": text, "salient": salient, "last": []}[guide]
+    return tuple(sorted({last, *[row for row in chosen if row >= layout.pools[0].end]})) if layout.pools else ()
+
+
+@given(layouts(), st.sampled_from(["all", "salient", "last"]), st.data())
+def test_guiding_rows_are_the_definitions(layout, guide, data):
+    salient = data.draw(st.lists(st.integers(-1, layout.num_tokens), max_size=5))
+    expected = plain_guiding_rows(layout, guide, salient)
+    if expected is None and layout.pools:
+        with pytest.raises(ValueError, match="salient row"):
+            guiding_rows(layout, guide, salient)
+    else:
+        assert guiding_rows(layout, guide, salient) == (expected or ())
+
+
 def test_refuses_another_guide():
     with pytest.raises(ValueError, match="guide is 'some', expected one of all, salient, last"):
         guiding_rows(TWO_POOLS, "some")

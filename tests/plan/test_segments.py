@@ -111,6 +111,17 @@ def test_text_rows_and_pools_tile_every_segment(layout, keep):
         assert segment.num_tokens + segment.dropped == layout.num_tokens
 
 
+@given(layouts(), st.integers(1, 3).flatmap(schedules), st.data())
+def test_text_rows_close_up_by_what_the_pools_before_them_drop(layout, keep, data):
+    plan, last = make_plan(layout, keep, ()), layout.num_tokens - 1
+    text = [row for row in range(layout.num_tokens) if not layout.is_visual(row)]
+    rows = sorted(data.draw(st.sets(st.sampled_from([*text, last, last + 1, last + 7]))))
+    for segment_idx, segment in enumerate(plan.segments):
+        lost = [(pool.start, len(pool) - len(kept)) for pool, kept in zip(layout.pools, segment.pools, strict=True)]
+        expected = [row - sum(num for start, num in lost if start <= row) for row in rows]
+        assert text_rows(plan, segment_idx, rows) == expected
+
+
 @given(layouts(), schedules(2))
 def test_plans_are_deterministic(layout, keep):
     assert make_plan(layout, keep, ()) == make_plan(layout, keep, ())

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from duet_kernels import BlockTables, SegmentBuffers, place_rows
+from duet_kernels.place_rows import PAD_SLOT
 from duet_server.engine.step_layout import StepBoundary, StepLayout, move_layout
 from duet_server.engine.vllm_internals import KVCacheConfig, VllmConfig
 from duet_server.plan import RequestPlan
@@ -60,6 +61,7 @@ class CurrentStep:
         num_scheduled: np.ndarray,
         seq_lens: torch.Tensor,
         num_rows: int,
+        is_dummy: bool = False,
     ) -> None:
         """Lay out a step before its attention metadata is built.
 
@@ -68,20 +70,26 @@ class CurrentStep:
             seq_lens: ``[requests]`` int32 on the device, tokens per request before any drop, tokens of this step
                 included. Padding is included, as in everything that ``place_rows`` writes.
             num_rows: rows of the batch, padding included.
+            is_dummy: whether the rows belong to no request, as in a capture or in an idle data-parallel rank. Then
+                they write nothing to the KV cache: the block tables still hold the blocks of other requests.
         """
+        if not any(plans) and not self._replays_graph(num_scheduled):
+            self.layout, self.boundaries = None, (None,) * (self.num_segments - 1)
+            return
         num_padding = seq_lens.shape[0] - len(plans)
         if num_padding:
             plans = [*plans, *[None] * num_padding]
-            num_scheduled = np.pad(num_scheduled, (0, num_padding))
-        layout = StepLayout(plans, num_computed, num_scheduled, self.num_segments)
-        if not layout.has_drops and not self._replays_graph(layout):
-            self.layout, self.boundaries = None, (None,) * (self.num_segments - 1)
-            return
-        on_device = move_layout(layout, seq_lens.device)
-        place_rows(seq_lens, on_device.dropped, on_device.starts, self._block_tables, num_rows, self.buffers)
-        self.layout, self.boundaries = layout, on_device.boundaries
+            num_scheduled = np.append(num_scheduled, [0] * num_padding)
+        if self.layout is None or not self.layout.holds_for(plans, num_computed, num_scheduled):
+            self.layout = StepLayout(plans, num_computed, num_scheduled, self.num_segments)
+            self._on_device = move_layout(self.layout, seq_lens.device)
+            self.boundaries = self._on_device.boundaries
+        dropped, starts = self._on_device.dropped, self._on_device.starts
+        place_rows(seq_lens, dropped, starts, self._block_tables, num_rows, self.buffers)
+        if is_dummy:
+            self.buffers.slot_mapping[:, :num_rows].fill_(PAD_SLOT)
 
-    def _replays_graph(self, layout: StepLayout) -> bool:
+    def _replays_graph(self, num_scheduled: np.ndarray) -> bool:
         """Whether a full CUDA graph may run the step. It reads the buffers in every step, even if no request drops."""
         mode = self._vllm_config.compilation_config.cudagraph_mode
-        return mode is not None and mode.has_full_cudagraphs() and layout.max_query_lens[0] <= 1
+        return mode is not None and mode.has_full_cudagraphs() and num_scheduled.max() <= 1

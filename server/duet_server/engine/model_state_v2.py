@@ -43,5 +43,6 @@ class DuetModelState(DefaultModelState):
             input_batch.num_scheduled_tokens,
             input_batch.seq_lens[:num_reqs],
             num_rows,
+            is_dummy=input_batch.req_ids[0] not in self.plans,  # vLLM makes up ids for a batch without requests
         )
         return super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)

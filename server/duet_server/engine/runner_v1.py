@@ -33,7 +33,7 @@ class PlansMixin:
             req_ids = self.input_batch.req_ids[:num_reqs]
             plans = [self._plan(req_id) for req_id in req_ids]
             scheduled = np.array([num_scheduled[req_id] for req_id in req_ids])
-        else:  # profiling and CUDA graph capture: nothing drops
+        else:  # profiling, CUDA graph capture, or an idle data-parallel rank: no requests
             plans, scheduled = [None] * num_reqs, np.full(num_reqs, kwargs["max_query_len"])
         self.model.decoder.step.begin(
             plans,
@@ -41,6 +41,7 @@ class PlansMixin:
             scheduled,
             self.seq_lens[:num_reqs_padded],
             kwargs.get("num_tokens_padded") or kwargs["num_tokens"],
+            is_dummy=not num_scheduled,
         )
         return super()._build_attention_metadata(**kwargs)  # type: ignore[misc]
 

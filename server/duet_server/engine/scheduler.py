@@ -1,26 +1,39 @@
-"""The scheduler: makes a plan when a request arrives, and never splits a prefill that drops."""
+"""The scheduler: makes a plan when a request arrives, and computes a prompt that drops in one step, as a whole."""
 
 from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
 
 from duet_server.engine.kv_cache import SegmentManager, check_groups
 from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
-from duet_server.plan import SettingsError
+from duet_server.plan import SettingsError, llava_shape
 
 logger = init_logger(__name__)
 
+# For how many steps other requests pass a prompt that drops and that the step has no room for.
+MAX_STEPS_PASSED = 8
+
 
 class DuetScheduler(AsyncScheduler):
-    """vLLM's scheduler, extended to allocate the KV cache of each segment by the request's plan."""
+    """vLLM's scheduler, extended to allocate the KV cache of each segment by the request's plan.
+
+    A prompt that drops is never split. While a step has no room for it, the requests behind it go first, for
+    ``MAX_STEPS_PASSED`` steps. From then on no request behind it is admitted, and every so many steps the running
+    requests pause for one step, so that even a prompt of a whole step's tokens gets in.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        num_boundaries = len(self.vllm_config.additional_config["duet"]["boundaries"])
-        check_groups(self.kv_cache_config, num_boundaries + 1)
-        self.plans = RequestPlans(num_boundaries)
+        boundaries = self.vllm_config.additional_config["duet"]["boundaries"]
+        check_groups(self.kv_cache_config, len(boundaries) + 1)
+        self.plans = RequestPlans(len(boundaries))
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             assert isinstance(manager, SegmentManager), type(manager)
             manager.plans = self.plans
+        self.num_patches = llava_shape(self.vllm_config.model_config.hf_config, boundaries).vision.num_patches
+        self.passed_since: dict[str, int] = {}  # by request id, the first step that had no room for the prompt
+        self._own_step = 0  # the last step in which the running requests paused
 
     def add_request(self, request: Request) -> None:
         try:
@@ -30,8 +43,6 @@ class DuetScheduler(AsyncScheduler):
             # finishes with an error in its next step (``update_from_output``), so that the engine survives.
             logger.error("Request %s refused: %s", request.request_id, error)
             self.encoder_cache_mismatch_reqs.add(request.request_id)
-            request.sampling_params = request.sampling_params.clone()
-            request.sampling_params.extra_args = None  # workers may still see it; they must not make a plan
         super().add_request(request)
 
     def _add_plan(self, request: Request) -> None:
@@ -40,14 +51,62 @@ class DuetScheduler(AsyncScheduler):
             return
         if request.resumable:
             self.plans.remove(request.request_id)
-            raise SettingsError("resumable", True, "False: a prefill that drops needs the whole prompt at once")
-        request.skip_reading_prefix_cache = True
-        longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
-        if longest > self.max_num_scheduled_tokens:
+            raise SettingsError("resumable", True, "False: a prompt that drops is computed at once")
+        if request.num_prompt_tokens > self.max_num_scheduled_tokens:
             self.plans.remove(request.request_id)
-            raise SettingsError(
-                "prompt and max_tokens", longest, f"at most {self.max_num_scheduled_tokens} tokens together"
-            )
+            expected = f"at most {self.max_num_scheduled_tokens}, because a prompt that drops is computed in one step"
+            raise SettingsError("the number of prompt tokens", request.num_prompt_tokens, expected)
+        request.skip_reading_prefix_cache = True
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        # The rest of the step: less what the first ``_num_counted`` running requests and all pictures so far take.
+        self._num_counted, self._tokens_left = 0, self.max_num_scheduled_tokens
+        self._patches_left = self.max_num_encoder_input_tokens
+        step = self.current_step + 1  # as vLLM will count it
+        if not throttle_prefills and self._needs_own_step(step):
+            self._own_step = step
+            self._num_counted = len(self.running)
+            for request in self.running:
+                request.next_decode_eligible_step = step + 1
+        return super().schedule(throttle_prefills)
+
+    def _needs_own_step(self, step: int) -> bool:
+        """Whether the first waiting request was passed for long enough and does not fit beside the running ones."""
+        if not self.waiting or step - self._own_step < MAX_STEPS_PASSED:
+            return False
+        first = self.waiting.peek_request()
+        if not self._is_overdue(first, step) or len(self.running) >= self.max_num_active_reqs:
+            return False
+        return first.num_prompt_tokens > self.max_num_scheduled_tokens - sum(map(_num_tokens_due, self.running))
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """Whether vLLM may try to admit the request. If not, the request keeps its place, and the next one is tried."""
+        is_refused = request.request_id in self.encoder_cache_mismatch_reqs
+        if is_refused or not super()._handle_blocked_waiting_request(request):
+            return False
+        if self._fits(request):
+            return True
+        self.passed_since.setdefault(request.request_id, self.current_step)
+        return self._is_overdue(request, self.current_step)
+
+    def _is_overdue(self, request: Request, step: int) -> bool:
+        return step - self.passed_since.get(request.request_id, step) >= MAX_STEPS_PASSED
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the rest of the step has room. A request that drops nothing always fits, since it may be split."""
+        if self.plans.get(request.request_id) is None:
+            return True
+        self._tokens_left -= sum(map(_num_tokens_due, self.running[self._num_counted :]))
+        self._num_counted = len(self.running)  # while vLLM admits requests, the list only grows
+        return request.num_prompt_tokens <= self._tokens_left and self._has_room_for_pictures(request)
+
+    def _has_room_for_pictures(self, request: Request) -> bool:
+        if self._patches_left == self.max_num_encoder_input_tokens:
+            return True
+        cached = self.encoder_cache_manager.get_cached_num_encoder_embeds
+        features = enumerate(request.mm_features)
+        uncached = {feature.identifier for idx, feature in features if cached(request, idx) is None}
+        return len(uncached) * self.num_patches <= self._patches_left
 
     def _try_schedule_encoder_inputs(
         self,
@@ -57,16 +116,34 @@ class DuetScheduler(AsyncScheduler):
         encoder_compute_budget: int,
         **kwargs: Any,
     ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """Make a prefill that drops wait until it fits one step: its tokens are chosen from the whole prompt."""
-        scheduled = super()._try_schedule_encoder_inputs(
-            request, num_computed_tokens, num_new_tokens, encoder_compute_budget, **kwargs
+        """Count the encoder's budget in patches, and make a prompt that drops wait until it fits one step.
+
+        vLLM counts the tokens of a picture behind stage 1, the same number for every picture of a request, but the
+        tower computes all patches.
+        """
+        is_whole = num_computed_tokens == 0 and self.plans.get(request.request_id) is not None
+        num_pictures = encoder_compute_budget // self.num_patches
+        if is_whole and encoder_compute_budget == self.max_num_encoder_input_tokens:
+            num_pictures = max(num_pictures, len(request.mm_features))  # alone, since it cannot be split
+        scheduled, num_new_tokens, _, external, duplicates = super()._try_schedule_encoder_inputs(
+            request,
+            num_computed_tokens,
+            num_new_tokens,
+            num_pictures * request.get_num_encoder_embeds(0),
+            **kwargs,
         )
-        is_prefill = num_computed_tokens == 0 and self.plans.get(request.request_id) is not None
-        if not is_prefill or scheduled[1] == request.num_tokens:
-            return scheduled
-        self.encoder_cache_manager.free(request)
-        return [], 0, encoder_compute_budget, [], []
+        if is_whole and num_new_tokens < request.num_prompt_tokens:
+            self.encoder_cache_manager.free(request)
+            return [], 0, encoder_compute_budget, [], []
+        self._patches_left = max(0, encoder_compute_budget - len(scheduled) * self.num_patches)
+        return scheduled, num_new_tokens, self._patches_left, external, duplicates
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.plans.remove(request.request_id)
+        self.passed_since.pop(request.request_id, None)
+
+
+def _num_tokens_due(request: Request) -> int:
+    """Tokens that a step computes of a running request, if it has room for all of them."""
+    return request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens

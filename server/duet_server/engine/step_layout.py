@@ -51,23 +51,31 @@ class StepLayout:
         num_segments: int,
     ) -> None:
         self.num_segments = num_segments
-        self.has_drops = False  # whether any request holds fewer tokens in some segment, now or since an earlier step
-        # Requests that drop in this step; the scheduler never splits them. After a preemption, generated tokens follow.
-        self.prefills: list[tuple[int, RequestPlan]] = []
+        self._plans, self._num_scheduled = plans, num_scheduled.copy()  # runners reuse their arrays
+        planned = [(request_idx, plan) for request_idx, plan in enumerate(plans) if plan is not None]
+        self.has_drops = bool(planned)  # whether any request holds fewer tokens in some segment, now or since before
+        self._planned = [request_idx for request_idx, _ in planned]
         self.dropped = np.zeros((num_segments, len(plans)), dtype=np.int64)
+        for segment_idx, dropped in enumerate(self.dropped):
+            dropped[self._planned] = [plan.segments[segment_idx].dropped for _, plan in planned]
+        # Requests that drop in this step; the scheduler never splits their prompts. After a preemption, generated
+        # tokens follow, in this step or in later ones.
+        self.prefills = [(request_idx, plan) for request_idx, plan in planned if num_computed[request_idx] == 0]
         counts = np.tile(num_scheduled, (num_segments, 1))
-        for request_idx, plan in enumerate(plans):
-            if plan is None:
-                continue
-            self.has_drops = True
-            self.dropped[:, request_idx] = plan.dropped
-            if num_computed[request_idx] == 0:
-                assert num_scheduled[request_idx] >= plan.layout.num_tokens, f"a prefill that drops was split: {plan}"
-                self.prefills.append((request_idx, plan))
-                counts[:, request_idx] -= plan.dropped
+        for request_idx, plan in self.prefills:
+            assert num_scheduled[request_idx] >= plan.layout.num_tokens, f"a prompt that drops was split: {plan}"
+            counts[:, request_idx] -= plan.dropped
         self.starts = np.zeros((num_segments, len(plans) + 1), dtype=np.int64)
         np.cumsum(counts, axis=1, out=self.starts[:, 1:])
         self.max_query_lens: list[int] = counts.max(axis=1).tolist()  # by segment
+
+    def holds_for(
+        self, plans: Sequence[RequestPlan | None], num_computed: np.ndarray, num_scheduled: np.ndarray
+    ) -> bool:
+        """Whether another step, in which no request drops, has this layout: decoding steps of the same requests do."""
+        if self.prefills or not np.array_equal(num_scheduled, self._num_scheduled) or plans != self._plans:
+            return False
+        return bool(num_computed[self._planned].all())
 
     @cached_property
     def num_rows(self) -> list[int]:

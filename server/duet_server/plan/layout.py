@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from duet_server.plan.errors import SettingsError
+from duet_server.plan.errors import SettingsError, Words
 
 GUIDE_CHOICES = ("all", "salient", "last")
 
@@ -73,7 +74,8 @@ def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> Pro
 def check_ends_on_text(layout: PromptLayout) -> None:
     """Raise SettingsError if the last row is visual: stage 2 could drop it, but the first token is sampled from it."""
     if layout.num_tokens and layout.is_visual(layout.num_tokens - 1):
-        raise SettingsError("messages", "an image at the very end", "text after the last image, which ranks its tokens")
+        value = Words("a prompt that ends with an image")
+        raise SettingsError("messages", value, "text after the last image, which ranks its tokens")
 
 
 def guiding_rows(layout: PromptLayout, guide: str, salient: Sequence[int] = ()) -> tuple[int, ...]:
@@ -95,26 +97,29 @@ def guiding_rows(layout: PromptLayout, guide: str, salient: Sequence[int] = ()) 
         raise ValueError(f"guide is {guide!r}, expected one of {', '.join(GUIDE_CHOICES)}")
     if not layout.pools:
         return ()
-    rows = {layout.num_tokens - 1}
+    rows: list[int] = []
     if guide == "all":
-        rows.update(_text_rows(layout))
+        rows = _text_rows(layout)
     elif guide == "salient":
-        rows.update(_check_salient(layout, salient))
-    last_row, first_end = layout.num_tokens - 1, layout.pools[0].end
-    return tuple(sorted(row for row in rows if row >= first_end or row == last_row))
+        rows = _salient_rows(layout, salient)
+    last_row = layout.num_tokens - 1
+    return tuple(rows) if rows and rows[-1] == last_row else (*rows, last_row)
 
 
-def _text_rows(layout: PromptLayout) -> Iterable[int]:
-    """Every text row after the first pool."""
+def _text_rows(layout: PromptLayout) -> list[int]:
+    """Every text row after the first pool, ascending."""
     starts = [pool.start for pool in layout.pools[1:]] + [layout.num_tokens]
-    for pool, next_start in zip(layout.pools, starts, strict=True):
-        yield from range(pool.end, next_start)
+    return [row for pool, start in zip(layout.pools, starts, strict=True) for row in range(pool.end, start)]
 
 
-def _check_salient(layout: PromptLayout, salient: Sequence[int]) -> Sequence[int]:
-    for row in salient:
+def _salient_rows(layout: PromptLayout, salient: Sequence[int]) -> list[int]:
+    """The salient rows after the first pool, ascending and each once."""
+    rows = sorted(set(salient))
+    for row in (*rows[:1], *rows[-1:]):
         if not 0 <= row < layout.num_tokens:
             raise ValueError(f"salient row {row} is outside the prompt, [0, {layout.num_tokens})")
-        if layout.is_visual(row):
-            raise ValueError(f"salient row {row} is a visual token, expected a text row")
-    return salient
+    for pool in layout.pools:
+        idx = bisect_left(rows, pool.start)
+        if idx < len(rows) and rows[idx] in pool:
+            raise ValueError(f"salient row {rows[idx]} is a visual token, expected a text row")
+    return rows[bisect_left(rows, layout.pools[0].end) :]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TypeGuard
 
 from duet_server.plan.layout import PromptLayout, Span
@@ -86,22 +86,21 @@ def make_plan(layout: PromptLayout, keep: Sequence[float], guiding_rows: Sequenc
     return RequestPlan(layout, tuple(guiding_rows), tuple(_close_up(layout, share) for share in (1.0, *keep)))
 
 
-def text_rows(plan: RequestPlan, segment_idx: int, rows: Iterable[int]) -> list[int]:
-    """Map text rows of the prompt to rows of a segment: subtract the tokens that the pools before a row dropped.
+def text_rows(plan: RequestPlan, segment_idx: int, rows: Sequence[int]) -> list[int]:
+    """Map ascending text rows of the prompt to rows of a segment: subtract what the pools before a row dropped.
 
     For the prompt's last row and the rows after it (generated tokens), all dropped tokens are subtracted. So the last
     row, which always guides, is the segment's last row even if the prompt ends on a visual token.
     """
-    pools = plan.layout.pools
-    kept = [len(pool) for pool in plan.segments[segment_idx].pools]
-    shifts = [0, *accumulate(len(pool) - num_kept for pool, num_kept in zip(pools, kept, strict=True))]
-    starts, last = [pool.start for pool in pools], plan.layout.num_tokens - 1
-    result = []
-    for row in rows:
-        num_before = bisect_right(starts, row)
-        assert row >= last or num_before == 0 or row >= pools[num_before - 1].end, f"{row=} is visual: {pools}"
-        result.append(row - shifts[num_before])
-    return result
+    last = plan.layout.num_tokens - 1
+    result: list[int] = []
+    done, dropped = 0, 0
+    for pool, kept in zip(plan.layout.pools, plan.segments[segment_idx].pools, strict=True):
+        end = bisect_left(rows, pool.start, lo=done)
+        result += [row - dropped for row in rows[done:end]]
+        assert end == len(rows) or rows[end] >= min(pool.end, last), f"row={rows[end]} is visual: {plan.layout.pools}"
+        done, dropped = end, dropped + len(pool) - len(kept)
+    return result + [row - dropped for row in rows[done:]]
 
 
 def _close_up(layout: PromptLayout, keep: float) -> SegmentPlan:

@@ -124,7 +124,7 @@ def _decode_guiding_rows(extra_args: Mapping[str, Any], layout: PromptLayout) ->
     guide, salient = extra_args.get(GUIDE_KEY, "all"), extra_args.get(SALIENT_KEY, [])
     if guide not in GUIDE_CHOICES:
         raise SettingsError(GUIDE_KEY, guide, f"one of {', '.join(GUIDE_CHOICES)}")
-    if not isinstance(salient, list | tuple) or not all(type(row) is int for row in salient):
+    if not isinstance(salient, list | tuple) or set(map(type, salient)) - {int}:
         raise SettingsError(SALIENT_KEY, salient, "a list of prompt rows")
     try:
         return guiding_rows(layout, guide, salient)
