@@ -13,13 +13,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # one token per byte
-_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m['role'].upper() }}: "
-    "{% if m['content'] is string %}{{ m['content'] }}"
-    "{% else %}{% for c in m['content'] %}{% if c['type'] in ('image', 'image_url') %}<image>\n"
-    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+_TEMPLATE_OF_PARTS = (
+    "{{{{ bos_token }}}}{{% for m in messages %}}{{{{ m['role'].upper() }}}}: "
+    "{{% if m['content'] is string %}}{{{{ m['content'] }}}}{{% else %}}{parts}{{% endif %}}"
+    "{{% if m['role'] == 'assistant' %}}{{{{ eos_token }}}}{{% else %}} {{% endif %}}{{% endfor %}}"
+    "{{% if add_generation_prompt %}}ASSISTANT:{{% endif %}}"
+)
+# A turn's parts in the order in which the client sent them.
+TEMPLATE_IN_ORDER = _TEMPLATE_OF_PARTS.format(
+    parts="{% for c in m['content'] %}{% if c['type'] in ('image', 'image_url') %}<image>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+)
+# A turn's images first, as published LLaVA-1.5 checkpoints have them.
+TEMPLATE_IMAGES_FIRST = _TEMPLATE_OF_PARTS.format(
+    parts="{% for c in m['content'] if c['type'] in ('image', 'image_url') %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
 )
 
 Sizes = Mapping[str, Any]
@@ -81,20 +89,21 @@ def write_llava_without_weights(
     *,
     config: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
+    chat_template: str = TEMPLATE_IN_ORDER,
 ) -> Path:
     """Like ``write_llava``, but without weights, which vLLM makes up with ``--load-format dummy``. Any vocabulary fits.
 
     ``tokenizer`` must start with ``SPECIAL_TOKENS``; the default is the byte tokenizer.
     """
-    for name, content in _json_files(vision, text, config or {}).items():
+    for name, content in _json_files(vision, text, config or {}, chat_template).items():
         (directory / name).write_text(json.dumps(content, indent=1))
     (directory / "tokenizer.json").write_text((tokenizer or _tokenizer()).to_str())
-    (directory / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
+    (directory / "chat_template.jinja").write_text(chat_template)
     directory.chmod(0o755)
     return directory
 
 
-def _json_files(vision: Sizes, text: Sizes, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _json_files(vision: Sizes, text: Sizes, config: Mapping[str, Any], chat_template: str) -> dict[str, dict[str, Any]]:
     image_size = vision["image_size"]
     special = {token: token for token in SPECIAL_TOKENS}
     return {
@@ -145,7 +154,7 @@ def _json_files(vision: Sizes, text: Sizes, config: Mapping[str, Any]) -> dict[s
             "additional_special_tokens": [special["<image>"]],
             "clean_up_tokenization_spaces": False,
             "model_max_length": text["max_position_embeddings"],
-            "chat_template": _CHAT_TEMPLATE,
+            "chat_template": chat_template,
         },
     }
 

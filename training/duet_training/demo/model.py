@@ -18,7 +18,7 @@ from duet_training import random_llava
 from duet_training.demo.data import TRAINING_SET, picture
 from duet_training.demo.questions import ask_several
 from duet_training.demo.scene import CANVAS
-from duet_training.random_llava import SPECIAL_TOKENS, write_llava_without_weights
+from duet_training.random_llava import SPECIAL_TOKENS, TEMPLATE_IMAGES_FIRST, write_llava_without_weights
 
 VOCAB_SIZE = 512
 TOWER_SIZES: dict[str, Any] = {
@@ -53,7 +53,14 @@ def write_untrained(directory: Path, seed: int) -> Path:
     """Write the demo model with random weights and its tokenizer; returns ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(_texts(seed))
-    write_llava_without_weights(directory, TOWER_SIZES, DECODER_SIZES, config={DEMO_MARK: True}, tokenizer=tokenizer)
+    write_llava_without_weights(
+        directory,
+        TOWER_SIZES,
+        DECODER_SIZES,
+        config={DEMO_MARK: True},
+        tokenizer=tokenizer,
+        chat_template=TEMPLATE_IMAGES_FIRST,
+    )
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(directory))
     start_by_likeness(model.model.language_model)
