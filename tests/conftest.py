@@ -23,11 +23,16 @@ HERE = Path(__file__).parent
 # `engine`: every file of these folders, except the files that are named.
 ENGINE_FOLDERS = ("engine", "serving")
 WITHOUT_ENGINE = (
+    "engine/test_attention.py",
     "engine/test_kv_cache.py",
+    "engine/test_registration.py",
     "engine/test_request_plans.py",
+    "engine/test_scheduler.py",
     "engine/test_stage_seconds.py",
     "engine/test_step_layout.py",
+    "engine/test_supported.py",
     "engine/test_text_stage.py",
+    "engine/test_worker.py",
 )
 
 # `slow`: tests that build a demo model, train, or start several processes that import vLLM or torch.

@@ -10,8 +10,9 @@ from vllm import LLM, RequestOutput, SamplingParams
 from vllm.renderers.chat_utils import has_non_text_content
 
 from duet_server.api.errors import RequestRefusedError
-from duet_server.api.generation.checks import check_request, room_for_answer
+from duet_server.api.generation.checks import check_request, check_stage2
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt
+from duet_server.api.generation.typed_marks import keep_typed_marks
 from duet_server.api.served_model import max_step_tokens, model_shape
 from duet_server.plan import CompressionField, CompressionSettings, ModelShape, SettingsError, resolve_settings
 from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
@@ -40,6 +41,7 @@ def chat(
     Raises:
         SettingsError: for a setting, a conversation or a length that cannot be served. Nothing has run then.
     """
+    keep_typed_marks(llm.renderer)
     shape = model_shape(llm.llm_engine.vllm_config)
     if shape is None and compression != "off":
         raise SettingsError("compression", compression, "off: this model is served without compression")
@@ -60,20 +62,14 @@ def _request(
     llm: LLM, shape: ModelShape, settings: CompressionSettings, messages: Any, params: SamplingParams
 ) -> tuple[Any, SamplingParams]:
     """A conversation's rendered prompt, and its sampling parameters with the keys that the engine reads."""
-    asked = Namespace(
-        prompt_field="messages", max_tokens=params.max_tokens, prompt_logprobs=params.prompt_logprobs
-    )  # the fields that the server's checks read
+    asked = Namespace(prompt_field="messages", prompt_logprobs=params.prompt_logprobs)  # what the server's checks read
     if has_non_text_content(messages):
         check_request(asked, messages)
     engine_input = llm._preprocess_chat_one(messages, mm_processor_kwargs=encode_processor_kwargs(settings))
     prompt = RenderedPrompt.from_engine_input(engine_input)
     compressed = CompressedPrompt.make(settings, prompt, shape)
     if compressed.drops:
-        compressed.check_ends_on_text("messages")
-        config = llm.llm_engine.vllm_config
-        max_model_len = config.model_config.max_model_len
-        room = room_for_answer(asked, len(prompt.token_ids), max_step_tokens(config), max_model_len, {})
-        params.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        check_stage2(asked, compressed, max_step_tokens(llm.llm_engine.vllm_config))
         salient = prompt.salient_rows(llm.renderer.tokenizer, messages) if settings.guide == "salient" else []
         params.extra_args = {**(params.extra_args or {}), **encode_extra_args(settings, salient)}
     return engine_input, params

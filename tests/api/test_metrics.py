@@ -7,7 +7,7 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.api.stand_in import user
+from tests.api.stand_in import image_part, user
 
 
 def scrape(client):
@@ -74,7 +74,8 @@ def test_text_only_requests_move_no_visual_series(chat, counted):
     [
         ({"compression": "nope"}, "invalid_settings"),
         ({"vllm_xargs": {"duet_keep": [1.0]}}, "reserved_key"),
-        ({"compression": "aggressive", "max_tokens": 2040}, "too_long"),
+        ({"messages": []}, "malformed"),
+        ({"compression": "aggressive", "messages": [user(image_part(), "why? " * 600)]}, "too_long"),
         ({"compression": "aggressive", "echo": True}, "unsupported"),
     ],
 )

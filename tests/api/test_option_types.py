@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from argparse import ArgumentTypeError
 
 import pytest
@@ -47,8 +48,18 @@ def test_networks_are_parsed():
         ("bytes", "1KM"),
         ("networks", "10.0.0.1/8"),
         ("networks", "internal.test"),
+        ("formats", ""),
+        ("formats", " , "),
+        ("formats", "off,png"),
+        ("formats", "jpg"),
+        ("formats", "png,eps"),
     ],
 )
 def test_an_invalid_value_is_named(parse, text):
-    with pytest.raises(ArgumentTypeError, match=repr(text).strip("'")):
+    with pytest.raises(ArgumentTypeError, match=f"^{re.escape(repr(text))} is "):
         getattr(option_types, f"parse_{parse}")(text)
+
+
+def test_all_formats_are_named_if_one_is_unknown():
+    with pytest.raises(ArgumentTypeError, match=r"^'jpg' is neither off nor a list of AVIF, .*JPEG, .*, XVTHUMB$"):
+        option_types.parse_formats("jpg")

@@ -25,6 +25,7 @@ EXAMPLES = {
     "max_images": ("0", "0", None),
     "max_n": ("3", "3", 3),
     "max_body": ("5k", "5k", 5 << 10),
+    "trust_uuids": ("on", "true", True),
     "guard_all_routes": ("off", "false", False),
     "plain_errors": ("off", "no", False),
     "playground": ("off", "off", False),

@@ -183,7 +183,7 @@ def test_keeps_must_fall_one_for_each_boundary(keep):
 
 @pytest.mark.parametrize("keep", [[float("nan"), 0.0], [0.5, float("nan")]], ids=repr)
 def test_keeps_are_numbers(keep):
-    with pytest.raises(SettingsError, match=r"compression\.keep is \[.*nan"):
+    with pytest.raises(SettingsError, match=r"compression\.keep is \[.*NaN"):
         resolve_settings({"keep": keep}, LLAVA_7B)
 
 

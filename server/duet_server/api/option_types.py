@@ -58,6 +58,12 @@ def parse_networks(text: str) -> tuple[Network, ...]:
 
 
 def parse_formats(text: str) -> tuple[str, ...] | None:
-    """Comma-separated names of Pillow formats. ``off`` gives None: every format that vLLM can read."""
+    """Comma-separated names of Pillow formats that vLLM reads. ``off`` gives None: all of them."""
+    from vllm.multimodal.image import ALLOWED_IMAGE_FORMATS  # a server has imported it before, all else need not
+
     names = tuple(piece.strip().upper() for piece in text.split(",") if piece.strip())
-    return None if names == ("OFF",) else names
+    if names == ("OFF",):
+        return None
+    if not names or not set(names).issubset(ALLOWED_IMAGE_FORMATS):
+        raise ArgumentTypeError(f"{text!r} is neither off nor a list of {', '.join(ALLOWED_IMAGE_FORMATS)}")
+    return names

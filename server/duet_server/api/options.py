@@ -103,6 +103,12 @@ class ServerOptions:
     max_n: int | None = option(
         "32", parse_cap, "N|off", "Maximum number of answers that one request may ask for (n, best_of)."
     )
+    trust_uuids: bool = option(
+        "off",
+        parse_switch,
+        "on|off",
+        "Accept keys of vLLM's caches from clients (a picture's uuid). All clients share these caches.",
+    )
     max_body: int | None = option("64M", parse_bytes, "SIZE|off", "Maximum size of one request's body.")
     guard_all_routes: bool = option(
         "on", parse_switch, "on|off", "With --api-key, require the key on every route except health and the playground."
@@ -116,7 +122,7 @@ class ServerOptions:
         "20",
         parse_seconds,
         "SECONDS",
-        "/health/ready answers 503 if the engine is silent for longer than this; a long step counts as silence.",
+        "/health/ready answers 503 if a step of the engine takes longer than this.",
     )
     log_format: str = option("text", parse_log_format, "text|json", "Log format of all processes.")
 

@@ -20,6 +20,7 @@ from duet_server.plan import (
     presets,
     resolve_settings,
 )
+from duet_server.plan.errors import Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,11 @@ class ServedModel:
         except SettingsError as error:
             raise invalid_settings(error) from error
 
-    def refuse_model(self) -> RequestRefusedError:
-        """The error for routes that need compression, such as plan and preview."""
-        return RequestRefusedError("unsupported", "model", self.name, "a model and images that can be compressed")
+    def refuse_prompt(self) -> RequestRefusedError:
+        """The error of plan and preview for a prompt whose visual tokens are not counted."""
+        if self.shape is None:
+            return RequestRefusedError("unsupported", "model", self.name, "a model that is served with compression")
+        return RequestRefusedError("unsupported", "messages", Words("made of image embeddings"), "images")
 
     def describe(self) -> dict[str, Any]:
         """The body of ``GET /v1/compression``."""
@@ -129,7 +132,11 @@ def model_shape(vllm_config: Any) -> ModelShape | None:
 
     The engine's plugin sets ``served`` in the configuration only if it serves the model with compression.
     """
-    duet = vllm_config.additional_config.get("duet", {})
-    if not duet.get("served"):
+    if not is_served(vllm_config):
         return None
-    return llava_shape(vllm_config.model_config.hf_config, duet["boundaries"])
+    return llava_shape(vllm_config.model_config.hf_config, vllm_config.additional_config["duet"]["boundaries"])
+
+
+def is_served(vllm_config: Any) -> bool:
+    """Whether the model is served with compression."""
+    return bool(vllm_config.additional_config.get("duet", {}).get("served"))

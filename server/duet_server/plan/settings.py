@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from duet_server.plan.cost import layer_average
@@ -47,6 +47,11 @@ class CompressionSettings:
     def is_off(self) -> bool:
         """Whether neither stage removes anything."""
         return self.dominant is None and not self.drops
+
+    def without_stage2(self) -> CompressionSettings:
+        """The same settings with stage 2 off."""
+        keep = (1.0,) * len(self.keep)
+        return replace(self, keep=keep, preset=OFF if self.dominant is None else CUSTOM)
 
     def num_entering(self, num_patches: int) -> int:
         """Visual tokens of one image that enter the language model: D + C, or all N patches."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from duet_server.plan.cost import kv_token_layers, layer_average
@@ -11,7 +12,7 @@ from duet_server.plan.shape import ModelShape
 
 
 def compression_usage(
-    settings: CompressionSettings, shape: ModelShape, num_images: int, plan: RequestPlan
+    settings: CompressionSettings, shape: ModelShape, num_images: int, plan: RequestPlan, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The ``compression`` object of a response's usage.
 
@@ -23,11 +24,12 @@ def compression_usage(
         shape: the model.
         num_images: images in the prompt (a video counts its frames).
         plan: the request's plan.
+        notes: sentences for people; without any, the object has no ``notes``.
     """
     encoder = num_images * shape.vision.num_patches
     segments = [segment.num_visual_tokens for segment in plan.segments]
     average = layer_average(segments, shape.segment_layers)
-    return {
+    usage = {
         "visual_tokens": {
             "encoder": encoder,
             "stage1": plan.layout.num_visual_tokens,
@@ -41,3 +43,4 @@ def compression_usage(
         },
         "settings": settings.as_dict(),
     }
+    return usage | ({"notes": list(notes)} if notes else {})

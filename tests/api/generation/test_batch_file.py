@@ -10,7 +10,9 @@ import pytest
 from vllm.entrypoints.launchers.api_server import entry
 
 from duet_server.api.generation.batch_file import run_batch
-from tests.api.stand_in import ANSWER, QUESTION, user
+from tests.api.stand_in import ANSWER, QUESTION, image_part, user
+
+LOCAL = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}
 
 
 @pytest.fixture
@@ -49,9 +51,13 @@ def test_a_bad_line_is_answered_with_its_error_and_the_others_run(run, server):
     bad = [
         ({"compression": "nope"}, "compression"),
         ({"compression": {"reduction": 2}}, "compression.reduction"),
-        ({"compression": "light", "max_tokens": 2000}, "max_tokens"),
+        ({"compression": "light", "messages": [user(image_part(), "why? " * 600)]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0].text"),
+        ({"messages": [user(LOCAL)]}, "messages[0].content[0].image_url.url"),
         ({"vllm_xargs": {"duet_keep": [1.0, 1.0]}}, "vllm_xargs.duet_keep"),
         ({"n": 1000}, "n"),
+        ({"messages": 5}, "messages"),
+        ({"temperature": "warm"}, "temperature"),
     ]
     question = {"messages": [QUESTION]}
     answers = run(*(question | fields for fields, _ in bad), {"messages": [user("hi")]}, question)

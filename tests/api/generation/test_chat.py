@@ -173,7 +173,7 @@ def refusal(response):
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["type"] == "BadRequestError"
-    assert error["code"] == 400
+    assert error["code"] in (400, "context_length_exceeded")
     return error["param"], error["message"]
 
 
@@ -227,39 +227,38 @@ def test_uncompressed_requests_keep_vllms_features(chat, fields):
 def test_precomputed_embeddings_are_not_compressed(chat, server):
     part = {"type": "image_embeds", "image_embeds": "AAAA"}
     param, message = refusal(chat(user(part, "What?"), compression="light"))
-    assert param == "messages"
-    assert "image_embeds" in message
+    assert param == "messages[0].content[0].image_embeds"
+    assert message == f"{param} is 'AAAA', expected images only when images are compressed."
     assert server.engine.calls == []
 
 
-def test_answer_longer_than_an_engine_step_is_refused(chat, server):
-    num_prompt = chat(compression="aggressive").json()["usage"]["prompt_tokens"]
-    room = 2048 - num_prompt
-    assert chat(compression="aggressive", max_tokens=room).status_code == 200
-    calls = len(server.engine.calls)
-    param, message = refusal(chat(compression="aggressive", max_tokens=room + 1))
-    assert param == "max_tokens"
-    assert f"at most {room} " in message
-    assert refusal(chat(compression="aggressive", max_completion_tokens=room + 1))[0] == "max_completion_tokens"
-    assert len(server.engine.calls) == calls
-    # stage 1 alone is scheduled like any other request
-    assert chat(compression="visionzip", max_tokens=room + 1).status_code == 200
-    assert chat(max_tokens=2500).status_code == 200
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("compression", ["off", "aggressive", "visionzip"])
+def test_a_length_is_an_upper_bound(chat, server, field, compression):
+    """As without compression, vLLM cuts it to what is left of the context."""
+    for length in (3_000, 4_096):
+        usage = chat(compression=compression, **{field: length}).json()["usage"]
+        assert server.last_call.params.max_tokens == min(length, 4096 - usage["prompt_tokens"])
 
 
-def test_prompt_longer_than_an_engine_step_is_refused(chat):
+def test_a_prompt_longer_than_an_engine_step_is_refused_in_words_that_clients_know(chat):
     long_question = user(image_part(), "why? " * 600)
-    param, message = refusal(chat(long_question, compression="aggressive"))
-    assert param == "messages"
-    assert "at most 2047" in message
+    error = chat(long_question, compression="aggressive").json()["error"]
+    assert error["param"] == "messages"
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith("This model's maximum context length is 2048 tokens with stage 2 ")
     assert chat(long_question).status_code == 200
+    assert chat(long_question, compression="visionzip").status_code == 200
 
 
-@pytest.mark.parametrize("fields", [{"max_tokens": 2040}, {"temperature": -1}, {"logprobs": True, "top_logprobs": 21}])
+LONG = user(image_part(), "why? " * 600)
+
+
+@pytest.mark.parametrize("fields", [{"messages": [LONG]}, {"temperature": -1}, {"logprobs": True, "top_logprobs": 21}])
 def test_images_of_a_refused_request_are_sent_again(chat, server, fields):
     """Otherwise, an engine with its own cache would get only the image's hash after the first, refused request."""
     setting, question = {"compression": "aggressive"}, user(image_part("green"), "What color is the circle?")
-    refusal(chat(question, **setting, **fields))
+    refusal(chat(**{"messages": [question], **setting, **fields}))
     assert chat(question, **setting).status_code == 200
     assert server.last_call.prompt["mm_kwargs"]["image"][0] is not None
 

@@ -43,19 +43,11 @@ def test_every_conversation_is_compressed_as_if_sent_alone(batch, client, server
     assert usage["settings"] == alone[0]["settings"]
 
 
-def test_without_a_length_each_answer_gets_the_room_that_is_left(batch, server):
-    batch([[QUESTION], [user(image_part(), "why? " * 380)]], compression="aggressive")
-    short, long = server.engine.calls
-    assert short.params.max_tokens == 64, "the model's own default"
-    assert long.params.max_tokens == 2048 - len(long.prompt["prompt_token_ids"]) < 64
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"compression": "nope"}, "compression"),
         ({"compression": "light", "echo": True}, "echo"),
-        ({"compression": "light", "max_tokens": 2000}, "max_tokens"),
     ],
 )
 def test_unsupported_requests_are_refused(batch, server, fields, param):

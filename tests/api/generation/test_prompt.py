@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, has_part, user_texts
+from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, find_part, user_texts
 from duet_server.plan import presets
 from tests.plan.shapes import LLAVA_7B
 
@@ -25,9 +25,9 @@ def test_only_the_users_text_parts_count():
 
 
 def test_parts_are_found_by_type_or_key():
-    assert has_part([{"role": "user", "content": [{"image_embeds": "AA"}]}], "image_embeds")
-    assert has_part([{"role": "user", "content": [{"type": "image_embeds"}]}], "image_embeds")
-    assert not has_part([{"role": "user", "content": [IMAGE, "image_embeds"]}], "image_embeds")
+    assert find_part([{"role": "user", "content": [{"image_embeds": "AA"}]}], "image_embeds") == {"image_embeds": "AA"}
+    assert find_part([{"role": "user", "content": [{"type": "image_embeds"}]}], "image_embeds")
+    assert not find_part([{"role": "user", "content": [IMAGE, "image_embeds"]}], "image_embeds")
 
 
 def test_spans_are_the_image_placeholders():

@@ -11,6 +11,8 @@ from tests.api.test_metrics import scrape
 SOURCE = {"type": "base64", "media_type": "image/png", "data": picture_url().partition(",")[2]}
 CONTENT = [{"type": "image", "source": SOURCE}, {"type": "text", "text": "What color is the circle?"}]
 
+LONG = {"messages": [{"role": "user", "content": [CONTENT[0], {"type": "text", "text": "why? " * 600}]}]}
+
 
 @pytest.fixture
 def message(client):
@@ -55,14 +57,14 @@ def test_counting_tokens_does_not_count_as_a_request(message, client):
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "says", "reason"),
     [
-        ({"compression": "nope"}, "compression is 'nope', expected one of off"),
-        ({"compression": "light", "max_tokens": 2000}, "max_tokens is 2000, expected at most"),
+        ({"compression": "nope"}, "compression is 'nope', expected one of off", "invalid_settings"),
+        (LONG | {"compression": "light"}, "This model's maximum context length is 2048 tokens", "too_long"),
     ],
+    ids=["setting", "length"],
 )
-def test_refusals_have_anthropics_shape_and_are_counted(message, client, server, fields, says):
-    reason = "too_long" if "max_tokens" in fields else "invalid_settings"
+def test_refusals_have_anthropics_shape_and_are_counted(message, client, server, fields, says, reason):
     before = scrape(client)["duet_rejected_requests_total", reason]
     response = message(**fields)
     assert response.status_code == 400

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.schema import DuetResponsesRequest
 from tests.api.generation.test_chat import engine_keys, refusal
 from tests.api.stand_in import ANSWER, picture_url
@@ -65,7 +64,6 @@ def test_a_stored_response_and_the_next_turn(respond, client, server, monkeypatc
     [
         ({"compression": "nope"}, "compression"),
         ({"compression": {"keep": [0.5]}}, "compression.keep"),
-        ({"compression": "light", "max_output_tokens": 2000}, "max_output_tokens"),
         ({"compression": "light", "input": [turn(text="why? " * 600)]}, "input"),
         ({"mm_processor_kwargs": {"do_resize": False}}, "mm_processor_kwargs"),
     ],
@@ -100,17 +98,24 @@ def test_items_without_their_content_are_refused(respond, server, item):
     assert server.engine.calls == []
 
 
-def test_without_a_length_the_answer_gets_the_room_that_is_left(respond, server):
-    num_prompt = respond(turn(text="why? " * 380), compression="aggressive").json()["usage"]["input_tokens"]
-    assert server.last_call.params.max_tokens == 2048 - num_prompt < 64, "the model's own default is 64"
+def test_a_length_is_an_upper_bound(respond, server):
+    usage = respond(turn(), compression="aggressive", max_output_tokens=4_096).json()["usage"]
+    assert server.last_call.params.max_tokens == 4096 - usage["input_tokens"]
 
 
-async def test_a_turn_of_a_built_in_tool_is_refused(server):
-    request = DuetResponsesRequest(model="demo", input=[turn()], compression="aggressive")
-    handler = server.app.state.openai_serving_responses
-    await handler.create_responses(request)
-    with pytest.raises(RequestRefusedError, match="tools is 'a built-in tool'"):
-        await handler._render_next_turn(request, [])
+TOOLS = [{"type": "web_search_preview"}]
+
+
+def test_a_built_in_tool_is_refused_with_stage_2_on(respond, server, monkeypatch):
+    monkeypatch.setenv("VLLM_USE_EXPERIMENTAL_PARSER_CONTEXT", "1")
+    error = respond(turn(), tools=TOOLS, compression="aggressive").json()["error"]
+    assert error["param"] == "tools[0].type"
+    assert error["message"] == "tools[0].type is 'web_search_preview', expected function with stage 2 on."
+    assert server.engine.calls == []
+
+
+def test_vllm_runs_no_built_in_tool_by_default(respond):
+    assert respond(turn(), tools=TOOLS, compression="aggressive").status_code == 200
 
 
 def test_a_copy_of_a_request_has_a_state_of_its_own():
@@ -119,5 +124,5 @@ def test_a_copy_of_a_request_has_a_state_of_its_own():
     request.duet.trace_id = 3
     copied = request.model_copy(update={"input": "more"})
     assert copied.duet == request.duet
-    copied.duet.room = 7
-    assert request.duet.room is None
+    copied.duet.trace_id = 7
+    assert request.duet.trace_id == 3

@@ -97,7 +97,7 @@ def test_plan_of_text_only_saves_nothing(chat):
     ("fields", "status", "param"),
     [
         ({"compression": "nope"}, 400, "compression"),
-        ({"compression": "aggressive", "max_tokens": 2040}, 400, "max_tokens"),
+        ({"compression": "aggressive", "messages": [user(image_part(), "why? " * 600)]}, 400, "messages"),
         ({"vllm_xargs": {"duet_keep": [1.0]}}, 400, "vllm_xargs.duet_keep"),
         ({"model": "other"}, 404, "model"),
     ],

@@ -119,7 +119,7 @@ def test_bodies_5000_levels_deep_are_checked():
     refuse_reserved_keys({"tools": body})
     with pytest.raises(RequestRefusedError) as refused:
         refuse_reserved_keys({"vllm_xargs": body})
-    assert refused.value.parameter.startswith("vllm_xargs.a.a.")
+    assert refused.value.parameter.startswith("vllm_xargs.a[0].a[0].a[0].")
 
 
 def test_of_a_duplicate_key_the_value_that_counts_is_checked(post, everything):

@@ -6,10 +6,10 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm import envs
 
-from duet_server.api.errors import RequestRefusedError
-from duet_server.api.generation.prompt import has_part
+from duet_server.api.errors import PromptTooLongError, RequestRefusedError
+from duet_server.api.generation.prompt import CompressedPrompt, find_part
 from duet_server.api.generation.schema import CompressibleRequest
 
 _CONDITION = "when images are compressed"
@@ -18,7 +18,6 @@ _UNSUPPORTED = {
     "echo": "false",  # vLLM computes prompt log probabilities for it
     "use_beam_search": "false",
 }
-_LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # in vLLM's order of precedence
 
 
 def check_request(request: CompressibleRequest | Namespace, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -28,43 +27,34 @@ def check_request(request: CompressibleRequest | Namespace, messages: Sequence[M
         if value is not None and value is not False:
             raise RequestRefusedError("unsupported", field, value, f"{expected} {_CONDITION}")
     for part_type in ("image_embeds", "prompt_embeds"):
-        if has_part(messages, part_type):
-            raise RequestRefusedError(
-                "unsupported", request.prompt_field, part_type, f"image_url parts only {_CONDITION}"
-            )
+        part = find_part(messages, part_type)
+        if part is not None:
+            value = part.get(part_type)
+            error = RequestRefusedError("unsupported", request.prompt_field, value, f"images only {_CONDITION}")
+            error.source = value if isinstance(value, str) else None
+            raise error
 
 
-def room_for_answer(
-    request: CompressibleRequest | Namespace,
-    num_prompt_tokens: int,
-    limit: int,
-    max_model_len: int,
-    defaults: dict[str, Any],
-    server_max_tokens: int | None = None,
-) -> int:
-    """The maximum number of answer tokens, if stage 2 drops tokens of the prompt.
-
-    The prefill of such a request is never split. After a preemption, it covers the prompt and all generated tokens, so
-    prompt and answer must fit one engine step. If the client asks for a longer answer, the request is refused.
+def check_stage2(request: CompressibleRequest | Namespace, prompt: CompressedPrompt, limit: int) -> None:
+    """Refuse a request from whose prompt stage 2 cannot drop tokens.
 
     Args:
-        request: the client's request.
-        num_prompt_tokens: prompt tokens that enter the language model.
-        limit: the engine's ``max_num_batched_tokens``.
-        max_model_len: the engine's context length.
-        defaults: the server's default sampling parameters.
-        server_max_tokens: the server's cap on every answer, which vLLM reads from the generation configuration.
+        request: the request.
+        prompt: its compressed prompt.
+        limit: the engine's ``max_num_batched_tokens``: a prefill that drops is never split.
     """
-    room = limit - num_prompt_tokens
-    if room < 1:
-        expected = f"at most {limit - 1} prompt tokens with stage 2 on (--max-num-batched-tokens is {limit})"
-        raise RequestRefusedError("too_long", request.prompt_field, num_prompt_tokens, expected)
-    fields = vars(request)  # getattr on max_tokens would warn that OpenAI has deprecated it
-    field = next((field for field in _LENGTHS if fields.get(field) is not None), None)
-    if field is None:
-        return room
-    # vLLM caps the length before generating, so check the capped length.
-    if get_max_tokens(max_model_len, fields[field], num_prompt_tokens, defaults, server_max_tokens) > room:
-        expected = f"at most {room} with a prompt of {num_prompt_tokens} tokens and stage 2 on"
-        raise RequestRefusedError("too_long", field, fields[field], f"{expected} (--max-num-batched-tokens is {limit})")
-    return room
+    _check_tools(getattr(request, "tools", None) or ())
+    prompt.check_ends_on_text(request.prompt_field)
+    if prompt.plan.layout.num_tokens > limit:
+        raise PromptTooLongError(request.prompt_field, prompt.plan.layout.num_tokens, limit)
+
+
+def _check_tools(tools: Sequence[Any]) -> None:
+    """Refuse built-in tools of the Responses API if vLLM runs them.
+
+    After a tool's call, vLLM continues with the first prompt's sampling parameters, so with guiding rows of another
+    prompt.
+    """
+    for i, tool in enumerate(tools if envs.VLLM_USE_EXPERIMENTAL_PARSER_CONTEXT else ()):
+        if tool.type != "function":
+            raise RequestRefusedError("unsupported", f"tools[{i}].type", tool.type, "function with stage 2 on")

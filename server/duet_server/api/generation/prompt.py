@@ -50,14 +50,25 @@ class RenderedPrompt:
             raise RequestRefusedError("unsupported", "compression.guide", "salient", expected)
         return salient_rows(tokenizer, self.text, self.token_ids, self.visual_spans, user_texts(messages))
 
+    def has_words_before_pictures(self, tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether words of the user come before the first image. Some chat templates move the images to the front."""
+        if not self.visual_spans or not _begins_with_text(messages):
+            return False
+        before = tokenizer.decode(self.token_ids[: min(self.visual_spans)[0]])
+        return user_texts(messages)[0].strip() in before
+
 
 @dataclass(frozen=True, slots=True)
 class CompressedPrompt:
-    """A request's settings applied to its prompt. ``plan`` has no guiding rows, because they do not change counts."""
+    """A request's settings applied to its prompt. ``plan`` has no guiding rows, because they do not change counts.
+
+    ``notes`` are sentences for the client, about what was done otherwise than the settings say.
+    """
 
     settings: CompressionSettings
     num_images: int
     plan: RequestPlan
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def make(cls, settings: CompressionSettings, prompt: RenderedPrompt, shape: ModelShape) -> CompressedPrompt:
@@ -84,21 +95,26 @@ class CompressedPrompt:
 
     def usage(self, shape: ModelShape) -> dict[str, Any]:
         """The value of ``usage.compression``."""
-        return compression_usage(self.settings, shape, self.num_images, self.plan)
+        return compression_usage(self.settings, shape, self.num_images, self.plan, self.notes)
 
 
 def list_contents(messages: Sequence[Any]) -> None:
     """Turn message contents into lists. Pydantic makes one-shot iterators of some, but they are read more than once.
 
-    Also remove a part's ``type`` if it is null: vLLM would fail on it later.
+    Also remove what vLLM would fail on later: texts that are null, and a part's ``type`` if it is null. And name the
+    ``detail`` of a picture in a form that needs it.
     """
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if content is not None and not isinstance(content, str | list):
             message["content"] = content = list(content)
+        if isinstance(content, list):
+            message["content"] = content = [part for part in content if not _is_null_text(part)]
         for part in _parts(content):
             if isinstance(part, dict) and part.get("type", "") is None:
                 del part["type"]
+            if isinstance(part, dict) and part.get("type") == "input_image":
+                part.setdefault("detail", "auto")
 
 
 def user_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -106,21 +122,33 @@ def user_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     return [text for message in messages if message.get("role") == "user" for text in _texts(message.get("content"))]
 
 
-def has_part(messages: Sequence[Mapping[str, Any]], part_type: str) -> bool:
-    """Whether any message has a content part of this type."""
-    return any(
-        isinstance(part, Mapping) and (part.get("type") == part_type or part_type in part)
-        for message in messages
-        for part in _parts(message.get("content"))
-    )
+def _begins_with_text(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the user's first part is a text."""
+    parts = [part for message in messages if message.get("role") == "user" for part in _parts(message.get("content"))]
+    return bool(parts) and bool(list(_texts(parts[:1])))
+
+
+def find_part(messages: Sequence[Mapping[str, Any]], part_type: str) -> Mapping[str, Any] | None:
+    """The first content part of this type."""
+    for message in messages:
+        for part in _parts(message.get("content")):
+            if isinstance(part, Mapping) and (part.get("type") == part_type or part_type in part):
+                return part
+    return None
 
 
 def _texts(content: object) -> Iterator[str]:
     for part in _parts(content):
         if isinstance(part, str):
             yield part
-        elif isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS:
-            yield part.get("text", "")
+        elif (
+            isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS and isinstance(part.get("text"), str)
+        ):
+            yield part["text"]
+
+
+def _is_null_text(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS and part.get("text") is None
 
 
 def _parts(content: object) -> Sequence[object]:

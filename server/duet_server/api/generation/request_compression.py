@@ -15,14 +15,12 @@ class RequestCompression:
         dry_run: the request never reaches the engine.
         trace_id: the id of the request's trace in the engine; 0 for no trace.
         prompt: the compressed prompt, once it is rendered; None on a model without compression.
-        room: the maximum number of answer tokens, if prompt and answer must fit one engine step; else None.
         conversations: the states of the chat completion requests into which vLLM splits a batch.
     """
 
     dry_run: bool = False
     trace_id: int = 0
     prompt: CompressedPrompt | None = None
-    room: int | None = None
     conversations: list[RequestCompression] = field(default_factory=list)
 
     @property
@@ -33,7 +31,3 @@ class RequestCompression:
         used again.
         """
         return self.dry_run or self.trace_id > 0
-
-    def limit_answer(self, max_tokens: int) -> int:
-        """``max_tokens``, lowered to the room that is left."""
-        return max_tokens if self.room is None else min(max_tokens, self.room)

@@ -97,10 +97,6 @@ class CompressibleRequest(BaseModel):
         """Share the state of ``other``, from which this request was made."""
         self._duet = other._duet
 
-    def to_sampling_params(self, max_tokens: int, *args: Any) -> Any:
-        """vLLM's sampling parameters, with ``max_tokens`` lowered to the room that is left."""
-        return super().to_sampling_params(self.duet.limit_answer(max_tokens), *args)  # type: ignore[misc]
-
 
 class DuetChatCompletionRequest(CompressibleRequest, ChatCompletionRequest):
     """vLLM's chat completion request with the `compression` field."""
@@ -142,6 +138,9 @@ class CompressionUsage(BaseModel):
     reduction: float = Field(description="Share of visual tokens removed, averaged over decoder layers.")
     kv_cache: KVCacheUsage
     settings: ResolvedSettings
+    notes: list[str] | None = Field(
+        None, description="Where the request was compressed otherwise than asked, and why; absent without reason."
+    )
 
 
 class DuetUsageInfo(UsageInfo):

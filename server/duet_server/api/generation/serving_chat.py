@@ -54,7 +54,7 @@ class DuetServingChat(OpenAIServingChat):
         if isinstance(result, ErrorResponse):
             return result
         if request.duet.prompt is None:
-            raise self.served.refuse_model()
+            raise self.served.refuse_prompt()
         return request.duet.prompt
 
     async def chat_completion_full_generator(

@@ -9,7 +9,7 @@ from fastapi import Request
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 
-from duet_server.api.errors import RequestRefusedError
+from duet_server.api.errors import Refusal, settle
 from duet_server.api.generation.schema import (
     DuetAnthropicUsage,
     DuetChatCompletionRequest,
@@ -37,7 +37,7 @@ class DuetServingMessages(DuetServingChat, AnthropicServingMessages):
         return chat
 
     async def create_messages(self, request: DuetMessagesRequest, raw_request: Request | None = None) -> Any:
-        answer = await self._answer_refusals(super().create_messages(request, raw_request))
+        answer = await self._answer_refusals(super().create_messages(request, raw_request), raw_request)
         usage = self.online_renderer.usage(request)
         if usage is None:
             return answer
@@ -48,13 +48,14 @@ class DuetServingMessages(DuetServingChat, AnthropicServingMessages):
 
     async def count_tokens(self, request: DuetCountTokensRequest, raw_request: Request | None = None) -> Any:
         """Count the tokens that enter the language model, as a response's ``usage`` does."""
-        return await self._answer_refusals(super().count_tokens(request, raw_request))
+        return await self._answer_refusals(super().count_tokens(request, raw_request), raw_request)
 
-    async def _answer_refusals(self, answer: Any) -> Any:
+    async def _answer_refusals(self, answer: Any, raw_request: Request | None) -> Any:
         """Turn refusals into error responses. vLLM's route would log an exception as a failure of the server."""
         try:
             return await answer
-        except RequestRefusedError as error:
+        except Refusal as error:
+            settle(error, raw_request.scope if raw_request else {})
             self.online_renderer.metrics.count_rejected(error.reason)
             return self.create_error_response(error)
 

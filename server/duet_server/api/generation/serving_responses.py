@@ -6,7 +6,6 @@ from typing import Any
 
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
-from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.rendering import DuetRenderer
 from duet_server.api.generation.schema import DuetResponsesRequest
 from duet_server.api.generation.usage import with_usage
@@ -25,12 +24,3 @@ class DuetServingResponses(OpenAIServingResponses):
         """Makes the full response; in a stream, vLLM sends it in the last event."""
         response = await super().responses_full_generator(request, *args, **kwargs)
         return with_usage(response, self.online_renderer.usage(request))
-
-    async def _render_next_turn(self, request: DuetResponsesRequest, messages: list[Any]) -> Any:
-        """Refuse a turn after a built-in tool's call if stage 2 drops tokens.
-
-        vLLM would reuse the sampling parameters of the first prompt, and with them its guiding rows.
-        """
-        if request.duet.prompt is not None and request.duet.prompt.drops:
-            raise RequestRefusedError("unsupported", "tools", "a built-in tool", "none with stage 2 on")
-        return await super()._render_next_turn(request, messages)

@@ -27,7 +27,9 @@ def total_usage(usages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | 
         return None
     tokens, cache = (_sum([usage[key] for usage in present]) for key in ("visual_tokens", "kv_cache"))
     reduction = round(1 - tokens["layer_average"] / tokens["encoder"], 4) if tokens["encoder"] else 0.0
-    return {**present[0], "visual_tokens": tokens, "reduction": reduction, "kv_cache": cache}
+    notes = list(dict.fromkeys(note for usage in present for note in usage.get("notes", ())))
+    total = {**present[0], "visual_tokens": tokens, "reduction": reduction, "kv_cache": cache}
+    return total | ({"notes": notes} if notes else {})
 
 
 def with_usage_chunk(event: str, usage: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from duet_server.api.generation.serving_chat import DuetServingChat
 from duet_server.api.inspection.overlay import draw_overlay
 from duet_server.api.inspection.patches import NOTHING, Picture, Trace, describe_patches, pictures_of
 from duet_server.api.inspection.plan_body import plan_body
+from duet_server.plan.errors import Words
 from duet_server.plan.wire import MAX_TRACE_ID
 
 _running = asyncio.Semaphore(8)  # far fewer than the traces that the engine keeps
@@ -40,9 +41,8 @@ class Preview:
     def png(self) -> bytes:
         """The pictures with their kept patches. Raises RequestRefusedError if there is no picture."""
         if not self.pictures:
-            raise RequestRefusedError(
-                "unsupported", "messages", "no picture", "at least one, or Accept: application/json"
-            )
+            expected = "a picture, or Accept: application/json"
+            raise RequestRefusedError("unsupported", "messages", Words("without pictures"), expected)
         return draw_overlay(self.pictures, self.patches, self.processor)
 
 
@@ -61,7 +61,7 @@ async def preview_chat(
     (engine_input,) = rendered[1]
     compressed, shape = request.duet.prompt, handler.served.shape
     if compressed is None or shape is None:
-        raise handler.served.refuse_model()
+        raise handler.served.refuse_prompt()
     request_id = f"preview-{handler._base_request_id(raw_request)}"
     async with _running:
         trace = await _run(handler.engine_client, engine_input, request_id, request.vllm_xargs, trace_id)

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.types import ASGIApp
 from vllm.config.multimodal import ImageDummyOptions
 
+from duet_server.api.error_spelling import ErrorSpelling
 from duet_server.api.options import ServerOptions
 from duet_server.api.protection.api_keys import ApiKeys, api_keys
 from duet_server.api.protection.body_limit import BodyLimit
@@ -27,6 +28,7 @@ def protect(app: ASGIApp, engine_client: Any, args: Namespace, options: ServerOp
     register_connector(options)
     cap_images(engine_client.model_config, args, options.max_images)
     keys = api_keys(args)
+    app = ErrorSpelling(app)
     if options.max_body is not None:
         app = BodyLimit(app, options.max_body)
     if keys and options.guard_all_routes:

@@ -1,4 +1,4 @@
-"""Checks the body of every JSON route: no reserved keys, no compression on other routes, not too many answers.
+"""Checks the body of every JSON route before a model reads it.
 
 The engine trusts keys that begin with ``duet_``: only the validated ``compression`` field may set them. So they are
 refused on every route whose body can carry them, not only on routes with compression.
@@ -7,21 +7,25 @@ refused on every route whose body can carry them, not only on routes with compre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import pybase64
+import regex
 from fastapi import Request
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from duet_server.api.body_walk import ENGINE_FIELDS, Place, remember_body, walk
 from duet_server.api.errors import RequestRefusedError
+from duet_server.api.protection.content_parts import check_content_parts, refuse_uuids
 
 RESERVED_PREFIX = "duet_"
-# vLLM passes these to the engine unchecked. They occur at any depth, because batches and prompts nest bodies.
-_ENGINE_FIELDS = ("vllm_xargs", "mm_processor_kwargs", "extra_args")
+FIELD = "compression"
 _FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, as keys and tensors in base64
 _NUM_ANSWERS = ("n", "best_of")
-_CONTAINERS = (dict, list)  # the types that json creates
+_HALF_OF_A_PAIR = regex.compile(r"[\ud800-\udfff]")
+# Objects that OpenAI's Python client or vLLM would unpack, so that a field in them was meant for the body.
+_UNPACKED = ("extra_body", *ENGINE_FIELDS)
 _COMPRESSING_ROUTES = {
     "/v1/chat/completions",
     "/v1/chat/completions/batch",
@@ -34,33 +38,76 @@ _COMPRESSING_ROUTES = {
 
 
 async def check_json_request(raw_request: Request) -> None:
-    """vLLM's check of every JSON route, then ours. The plugin installs it as the dependency override of vLLM's."""
-    await validate_json_request(raw_request)
+    """Raise RequestRefusedError if :func:`check_body` refuses a request's body."""
     try:
         body = await raw_request.json()  # already parsed: Starlette keeps the result
     except ValueError:
         return  # not JSON: the route answers that
+    remember_body(raw_request.scope, body)
+    check_body(body, raw_request.scope["route"].path, raw_request.app.state.duet.options)
+
+
+def check_body(body: object, route: str, options: Any) -> None:
+    """Raise RequestRefusedError if no route, or not this one, may be sent this body.
+
+    Args:
+        body: as JSON decodes it.
+        route: the route's path.
+        options: DUET's options.
+    """
     refuse_reserved_keys(body)
-    refuse_compression_on_other_routes(body, raw_request.scope["route"].path)
-    refuse_many_answers(body, raw_request.app.state.duet.options.max_n)
+    refuse_half_characters(body)
+    refuse_near_misses(body)
+    refuse_compression_on_other_routes(body, route)
+    refuse_many_answers(body, options.max_n)
+    if not options.trust_uuids:
+        refuse_uuids(body)
+    check_content_parts(body, route)
 
 
 def refuse_reserved_keys(body: object) -> None:
     """Raise RequestRefusedError if a request's body sets a reserved key."""
-    for above, key, value in _entries(body):
-        if above.in_engine_field and key.startswith(RESERVED_PREFIX):
-            raise _reserved(_Path(above, key), value)
+    for place, value in walk(body):
+        key = place.key
+        if place.in_engine_field and isinstance(key, str) and key.startswith(RESERVED_PREFIX):
+            raise _reserved(place, value)
         if key in _FEATURES and _has_reserved_features(value):
-            raise _reserved(_Path(above, key), value)
+            raise _reserved(place, value)
+
+
+def refuse_half_characters(body: object) -> None:
+    """Raise RequestRefusedError if a text has half a surrogate pair: JSON can escape it, but no tokenizer reads it."""
+    for place, value in walk(body):
+        for text in (place.key, value):
+            if isinstance(text, str) and not text.isascii() and (half := _HALF_OF_A_PAIR.search(text)):
+                expected = f"whole characters: \\u{ord(half.group()):x} is half a surrogate pair"
+                raise RequestRefusedError("malformed", str(place), text, expected)
+
+
+def refuse_near_misses(body: object) -> None:
+    """Raise RequestRefusedError if the compression field is misspelled, or one level too deep.
+
+    vLLM passes over unknown fields, so the request would be answered without compression.
+    """
+    if not isinstance(body, dict):
+        return
+    for key, value in body.items():
+        if key != FIELD and get_close_matches(key.lower(), [FIELD], cutoff=0.85):
+            raise RequestRefusedError("unsupported", key, value, f"the name {FIELD}")
+    for key in _UNPACKED:
+        below = body.get(key)
+        if isinstance(below, dict) and FIELD in below:
+            expected = f"{FIELD} in the body itself, beside model"
+            raise RequestRefusedError("unsupported", f"{key}.{FIELD}", below[FIELD], expected)
 
 
 def refuse_compression_on_other_routes(body: object, path: str) -> None:
     """Raise RequestRefusedError if a body asks for compression on a route without it. ``path`` is the route's."""
-    if not isinstance(body, dict) or body.get("compression") in (None, "off"):
+    if not isinstance(body, dict) or body.get(FIELD) in (None, "off"):
         return
     if path in _COMPRESSING_ROUTES or (path == "/invocations" and "messages" in body):
         return
-    raise RequestRefusedError("unsupported", "compression", body["compression"], f"none: {path} does not compress")
+    raise RequestRefusedError("unsupported", FIELD, body[FIELD], f"none: {path} does not compress")
 
 
 def refuse_many_answers(body: object, max_n: int | None) -> None:
@@ -71,38 +118,6 @@ def refuse_many_answers(body: object, max_n: int | None) -> None:
             value = fields.get(name) if isinstance(fields, Mapping) else None
             if max_n is not None and _as_number(value) > max_n:
                 raise RequestRefusedError("limit", prefix + name, value, f"at most {max_n}")
-
-
-class _Path:
-    """A key and the keys above it, as a linked list: a deep body has as many paths as objects."""
-
-    __slots__ = ("above", "in_engine_field", "key")
-
-    def __init__(self, above: _Path | None = None, key: str = "") -> None:
-        self.above = above
-        self.key = key
-        self.in_engine_field: bool = key in _ENGINE_FIELDS or (above is not None and above.in_engine_field)
-
-    def __str__(self) -> str:
-        keys, path = [], self
-        while path.above is not None:
-            keys.append(path.key)
-            path = path.above
-        return ".".join(reversed(keys))
-
-
-def _entries(body: object) -> Iterator[tuple[_Path, str, Any]]:
-    """Every key and value of the objects in a body, with the path above. Without recursion, so at any depth."""
-    pending: list[tuple[_Path, object]] = [(_Path(), body)]
-    while pending:
-        path, value = pending.pop()
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield path, key, item
-                if item and type(item) in _CONTAINERS:
-                    pending.append((_Path(path, key), item))
-        elif isinstance(value, list):
-            pending += [(path, item) for item in value if type(item) in _CONTAINERS and item]
 
 
 def _has_reserved_features(value: object) -> bool:
@@ -118,9 +133,9 @@ def _decoded(text: str) -> bytes:
         return b""  # the route answers that
 
 
-def _reserved(path: _Path, value: object) -> RequestRefusedError:
+def _reserved(place: Place, value: object) -> RequestRefusedError:
     expected = f"no key that begins with {RESERVED_PREFIX}: use the compression field"
-    return RequestRefusedError("reserved_key", str(path), value, expected)
+    return RequestRefusedError("reserved_key", str(place), value, expected)
 
 
 def _as_number(value: object) -> float:

@@ -16,6 +16,7 @@ from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
 from vllm.logger import init_logger
 
 from duet_server.api.error_answers import RewrittenErrors
+from duet_server.api.errors import remembered_error
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -46,7 +47,8 @@ def plain_body(scope: Scope, status: int, body: bytes) -> bytes:
         content["error"]["message"] = _see_log(scope, body)
     elif isinstance(content, dict) and "detail" in content:
         content = _in_openais_shape(content, status)
-    return json.dumps(_without_paths(content), ensure_ascii=False, separators=(",", ":")).encode()
+    shown = content if remembered_error(scope) else _without_paths(content)
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _see_log(scope: Scope, body: bytes) -> str:
