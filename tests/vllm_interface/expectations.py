@@ -4,24 +4,44 @@
 ATTRIBUTES = """
 # All processes: what registration reads and sets.
 vllm.config.vllm.VllmConfig
-    additional_config cache_config compilation_config ec_transfer_config kv_transfer_config lora_config model_config
-    optimization_level parallel_config scheduler_config shutdown_timeout speculative_config use_v2_model_runner
+    additional_config attention_config cache_config compilation_config diffusion_config ec_transfer_config
+    kv_transfer_config lora_config model_config offload_config optimization_level parallel_config scheduler_config
+    shutdown_timeout speculative_config use_v2_model_runner
 vllm.config.scheduler.SchedulerConfig
-    disable_hybrid_kv_cache_manager long_prefill_token_threshold max_num_batched_tokens max_num_scheduled_tokens
-    max_num_seqs scheduler_cls
+    disable_hybrid_kv_cache_manager encoder_cache_size long_prefill_token_threshold max_num_batched_tokens
+    max_num_encoder_input_tokens max_num_scheduled_tokens max_num_seqs scheduler_cls
 vllm.config.parallel.ParallelConfig
-    data_parallel_size decode_context_parallel_size enable_dbo pipeline_parallel_size prefill_context_parallel_size
-    worker_cls
+    _api_process_count data_parallel_size decode_context_parallel_size enable_dbo pipeline_parallel_size
+    prefill_context_parallel_size ubatch_size worker_cls
 vllm.config.compilation.CompilationConfig
-    cudagraph_mm_encoder cudagraph_mode static_forward_context
+    cudagraph_mm_encoder cudagraph_mode mode static_forward_context
+vllm.config.compilation.CompilationMode
+    NONE VLLM_COMPILE
 vllm.config.compilation.CUDAGraphMode
     FULL FULL_DECODE_ONLY NONE has_full_cudagraphs
 vllm.config.cache.CacheConfig
-    cache_dtype kv_offloading_size
+    block_size cache_dtype kv_offloading_size user_specified_block_size
+vllm.config.offload.OffloadConfig
+    offload_backend prefetch uva
+vllm.config.offload.PrefetchOffloadConfig
+    offload_group_size
+vllm.config.offload.UVAOffloadConfig
+    cpu_offload_gb
+vllm.config.attention.AttentionConfig
+    backend backend_per_kind
+vllm.v1.attention.backends.registry.AttentionBackendEnum
+    FLASH_ATTN TRITON_ATTN
+vllm.config.kv_transfer.KVTransferConfig
+    kv_connector
+vllm.config.ec_transfer.ECTransferConfig
+    ec_connector
+vllm.config.speculative.SpeculativeConfig
+    method
 vllm.config.model.ModelConfig
-    hf_config hf_text_config max_model_len multimodal_config served_model_name
+    architecture dtype hf_config hf_text_config max_model_len model_class_overrides multimodal_config rswa_window
+    runner_type served_model_name
 vllm.config.multimodal.MultiModalConfig
-    limit_per_prompt mm_processor_cache_type
+    get_limit_per_prompt limit_per_prompt mm_encoder_only mm_processor_cache_type
 vllm.config.multimodal.ImageDummyOptions
     count
 vllm.platforms.interface.Platform
@@ -43,7 +63,7 @@ vllm.engine.protocol.EngineClient
 vllm.renderers.online_renderer.OnlineRenderer
     model_config renderer trust_request_mm_kwargs
 vllm.renderers.base.BaseRenderer
-    tokenizer
+    _executor _tokenize_prompt_async tokenizer
 vllm.entrypoints.openai.chat_completion.serving.OpenAIServingChat
     default_sampling_params engine_client online_renderer override_max_tokens renderer
 vllm.entrypoints.openai.responses.serving.OpenAIServingResponses
@@ -79,16 +99,21 @@ vllm.sampling_params.SamplingParams
     clone extra_args max_tokens output_kind temperature
 vllm.multimodal.media.connector.MediaConnector
     allowed_media_domains connection media_io_kwargs
+vllm.multimodal.media.image.ImageMediaIO
+    image_mode rgba_background_color
+vllm.multimodal.media.base.MediaWithBytes
+    media original_bytes io_config
 # Engine core.
 vllm.v1.core.sched.scheduler.Scheduler
-    encoder_cache_manager encoder_cache_mismatch_reqs kv_cache_config kv_cache_manager max_model_len
-    max_num_scheduled_tokens vllm_config
+    current_step encoder_cache_manager encoder_cache_mismatch_reqs kv_cache_config kv_cache_manager max_num_active_reqs
+    max_num_encoder_input_tokens max_num_scheduled_tokens running vllm_config waiting
 vllm.v1.core.kv_cache_manager.KVCacheManager
     coordinator
 vllm.v1.core.kv_cache_coordinator.KVCacheCoordinator
     single_type_managers
 vllm.v1.request.Request
-    max_tokens mm_features num_prompt_tokens num_tokens request_id resumable sampling_params skip_reading_prefix_cache
+    get_num_encoder_embeds mm_features next_decode_eligible_step num_computed_tokens num_output_placeholders
+    num_prompt_tokens num_tokens_with_spec request_id resumable sampling_params skip_reading_prefix_cache
 vllm.v1.kv_cache_interface.KVCacheConfig
     kv_cache_groups
 vllm.v1.kv_cache_interface.KVCacheGroupSpec
@@ -128,14 +153,14 @@ vllm.v1.attention.backends.flash_attn.FlashAttentionMetadata
 vllm.v1.attention.backends.triton_attn.TritonAttentionMetadata
     slot_mapping
 vllm.model_executor.layers.attention.attention.Attention
-    attn_backend has_sink head_size impl kv_sharing_target_layer_name layer_name num_heads num_kv_heads quant_config
-    sliding_window
+    attn_backend attn_type backend head_size head_size_v impl kv_sharing_target_layer_name layer_name
+    mm_prefix_clamp_sliding_window num_heads num_kv_heads quant_config sliding_window use_alibi_sqrt use_mm_prefix
 vllm.v1.attention.backends.cpu_attn.CPUAttentionBackendImpl
-    alibi_slopes logits_soft_cap scale
+    alibi_slopes attn_type logits_soft_cap scale sinks
 vllm.v1.attention.backends.flash_attn.FlashAttentionImpl
-    alibi_slopes logits_soft_cap scale
+    alibi_slopes attn_type logits_soft_cap scale sinks
 vllm.v1.attention.backends.triton_attn.TritonAttentionImpl
-    alibi_slopes logits_soft_cap scale
+    alibi_slopes attn_type chunk_lookback logits_soft_cap scale sinks use_alibi_sqrt
 vllm.forward_context.ForwardContext
     attn_metadata
 vllm.model_executor.models.llama.LlamaModel
@@ -163,7 +188,8 @@ vllm.benchmarks.datasets.datasets.SampleRequest
     chat_messages expected_output_len prompt prompt_len request_id
 """
 
-# Every field of classes that we copy or build field by field: a new one may have to differ from segment to segment.
+# Every field of classes that we copy or build field by field, since a new one may have to differ from segment to
+# segment; and every option of the engine, since engine/supported.py must refuse those that segments do not work with.
 DATACLASSES = """
 vllm.v1.attention.backend.CommonAttentionMetadata
     query_start_loc query_start_loc_cpu seq_lens num_reqs num_actual_tokens max_query_len max_seq_len
@@ -175,6 +201,56 @@ vllm.v1.kv_cache_interface.FullAttentionSpec
     block_size dcp_sharded block_stride_alignment max_tp_shards num_kv_heads head_size dtype head_size_v
     kv_quant_mode page_size_padded num_head_slots state_content_bytes tokens_per_state sliding_window
     attention_chunk_size non_causal
+vllm.engine.arg_utils.EngineArgs
+    model enable_return_routed_experts return_sampling_mask model_weights served_model_name tokenizer hf_config_path
+    runner convert skip_tokenizer_init enable_prompt_embeds tokenizer_mode trust_remote_code allowed_local_media_path
+    allowed_media_domains download_dir safetensors_load_strategy safetensors_prefetch_num_threads
+    safetensors_prefetch_block_size load_format config_format dtype kv_cache_dtype seed max_model_len
+    cudagraph_capture_sizes max_cudagraph_capture_size ir_op_priority distributed_executor_backend
+    pipeline_parallel_size master_addr master_port nnodes node_rank distributed_timeout_seconds
+    cpu_distributed_timeout_seconds numa_bind numa_bind_nodes numa_bind_cpus device_ids tensor_parallel_size
+    prefill_context_parallel_size decode_context_parallel_size dcp_comm_backend dcp_q_replicate
+    dcp_kv_cache_interleave_size cp_kv_cache_interleave_size data_parallel_size data_parallel_rank
+    data_parallel_start_rank data_parallel_size_local data_parallel_address data_parallel_rpc_port
+    data_parallel_hybrid_lb data_parallel_external_lb data_parallel_multi_port_external_lb data_parallel_backend
+    enable_hc_sp enable_expert_parallel enable_batch_sharded_sampling enable_ep_weight_filter moe_backend linear_backend
+    sparse_indexer_topk_backend all2all_backend enable_elastic_ep elastic_ep_max_dp_size enable_dbo ubatch_size
+    dbo_decode_token_threshold dp_sync_interval dbo_prefill_token_threshold disable_nccl_for_dp_synchronization
+    eplb_config enable_eplb expert_placement_strategy _api_process_count _api_process_rank max_parallel_loading_workers
+    block_size enable_prefix_caching prefix_caching_hash_algo prefix_cache_retention_interval disable_sliding_window
+    disable_cascade_attn offload_backend cpu_offload_gb cpu_offload_params offload_group_size offload_num_in_group
+    offload_prefetch_step offload_params gpu_memory_utilization kv_cache_memory_bytes max_num_batched_tokens
+    max_num_scheduled_tokens long_prefill_token_threshold long_prefill_token_threshold_adaptive max_num_seqs
+    max_num_active_seqs max_num_queued_reqs max_num_queued_tokens max_logprobs logprobs_mode use_fp64_gumbel
+    enable_trace_replay disable_log_stats aggregate_engine_logging revision code_revision hf_token hf_overrides
+    model_class_overrides tokenizer_revision quantization quantization_config allow_deprecated_quantization
+    enforce_eager disable_custom_all_reduce enable_shm_tensor_arena language_model_only limit_mm_per_prompt
+    enable_mm_embeds interleave_mm_strings media_io_kwargs mm_processor_kwargs mm_processor_cache_gb
+    mm_processor_cache_type mm_hasher_algorithm mm_shm_cache_max_object_size_mb mm_encoder_only mm_encoder_tp_mode
+    mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_fp8_scale_path mm_encoder_fp8_scale_save_path
+    mm_encoder_fp8_scale_save_margin io_processor_plugin renderer_num_workers skip_mm_profiling video_pruning_rate
+    video_pruning_method mm_tensor_ipc mm_processor_device mm_ipc_gpu_memory_gb mm_device_do_normalize enable_lora
+    max_loras max_lora_rank default_mm_loras fully_sharded_loras max_cpu_loras lora_dtype lora_target_modules
+    enable_tower_connector_lora specialize_active_lora enable_mixed_moe_lora_format enable_moe_shared_loras
+    max_lora_cls_labels ray_workers_use_nsight num_gpu_blocks_override model_loader_extra_config ignore_patterns
+    enable_chunked_prefill disable_chunked_mm_input scheduler_reserve_full_isl prefill_schedule_interval watermark
+    disable_hybrid_kv_cache_manager structured_outputs_config aux_output_config reasoning_parser reasoning_parser_plugin
+    speculative_config spec_method spec_model spec_tokens watermark_config diffusion_config
+    show_hidden_metrics_for_version otlp_traces_endpoint collect_detailed_traces per_request_spec_decode_metrics
+    kv_cache_metrics kv_cache_metrics_sample custom_histogram_buckets cudagraph_metrics enable_layerwise_nvtx_tracing
+    enable_mfu_metrics enable_logging_iteration_details jit_monitor_mode jit_monitor_verbose enable_mm_processor_stats
+    scheduling_policy scheduler_cls pooler_config compilation_config attention_config engram_config mamba_config
+    kernel_config enable_flashinfer_autotune worker_cls worker_extension_cls profiler_config logging_config log_level
+    log_config_file kv_transfer_config kv_events_config ec_transfer_config ec_manager_config reasoning_config
+    generation_config enable_sleep_mode sleep_mode_offload_cudagraph sleep_preserve_parameter_names
+    enable_cumem_allocator enable_nccl_comm_suspend override_generation_config model_impl attention_backend
+    kv_cache_dtype_skip_layers mamba_cache_dtype mamba_ssm_cache_dtype mamba_block_size prefix_match_unit
+    mamba_cache_mode enable_mamba_shared_prefix_checkpoint replayssm_buffer_len use_replayssm mamba_backend
+    mamba_ssu_algorithm enable_mamba_cache_stochastic_rounding mamba_cache_philox_rounds additional_config
+    use_tqdm_on_load pt_load_map_location logits_processors async_scheduling stream_interval kv_sharing_fast_prefill
+    swa_bounded_replay optimization_level performance_mode fault_tolerance_config enable_fault_tolerance
+    kv_offloading_size kv_offloading_backend tokens_only shutdown_timeout weight_transfer_config
+    fail_on_environ_validation gdn_prefill_backend kda_prefill_backend kda_decode_backend
 """
 
 # Values that our code takes for granted.
@@ -240,6 +316,7 @@ vllm/entrypoints/launchers/api_server/app_state.py
     await init_endpoint_plugins_state(engine_client, state, args)
 vllm/entrypoints/launchers/launcher.py
     app.state.server = server
+    lambda: config.http_protocol_class(
     timeout = engine_client.vllm_config.shutdown_timeout
     loop.add_signal_handler(signal.SIGTERM, signal_handler)
 vllm/entrypoints/generate/api_router.py
@@ -293,6 +370,10 @@ vllm/v1/core/sched/scheduler.py
     self._try_schedule_encoder_inputs(request, num_computed_tokens, num_new_tokens, encoder_compute_budget,
     num_new_tokens = request.num_tokens - num_computed_tokens
     if 0 < long_prefill_token_threshold < num_new_tokens:
+    if self.current_step < request.next_decode_eligible_step:
+    ready_to_schedule = self._handle_blocked_waiting_request(request)
+    if not ready_to_schedule: skip_request(request_queue) continue
+    self.waiting.prepend_requests(step_skipped_waiting)
 vllm/v1/core/kv_cache_manager.py
     return self.enable_caching and not request.skip_reading_prefix_cache
 vllm/v1/core/kv_cache_coordinator.py
@@ -348,13 +429,13 @@ vllm/model_executor/models/llava.py
 
 # Options of ``vllm serve`` that we read or set by name, and variables of vLLM's environment.
 ARGUMENTS = """
-additional_config api_key disable_access_log_for_endpoints dtype enforce_eager gpu_memory_utilization
-kv_cache_memory_bytes limit_mm_per_prompt log_config_file log_level logging_config model model_tag served_model_name
-shutdown_timeout uvicorn_log_level
+additional_config api_key disable_access_log_for_endpoints dtype enforce_eager gpu_memory_utilization grpc
+h11_max_header_count kv_cache_memory_bytes limit_mm_per_prompt log_config_file log_level logging_config
+max_num_batched_tokens model model_tag served_model_name shutdown_timeout uvicorn_log_level
 """
 
 ENVIRONMENT = """
 VLLM_API_KEY VLLM_CONFIGURE_LOGGING VLLM_CPU_KVCACHE_SPACE VLLM_ENABLE_V1_MULTIPROCESSING
 VLLM_KEEP_ALIVE_ON_ENGINE_DEATH VLLM_LOGGING_CONFIG_PATH VLLM_LOGGING_LEVEL VLLM_MEDIA_CONNECTOR VLLM_NO_USAGE_STATS
-VLLM_PLUGINS VLLM_USE_V2_MODEL_RUNNER
+VLLM_PLUGINS VLLM_USE_EXPERIMENTAL_PARSER_CONTEXT VLLM_USE_RUST_FRONTEND VLLM_USE_V2_MODEL_RUNNER VLLM_WEIGHT_OFFLOADING_DISABLE_UVA
 """

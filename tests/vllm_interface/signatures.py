@@ -9,6 +9,13 @@ vllm.model_executor.models.config.VerifyAndUpdateConfig.verify_and_update_config
     (vllm_config: 'VllmConfig') -> None
 vllm.config.vllm.VllmConfig.try_verify_and_update_config
     (self)
+vllm.platforms.interface.Platform.get_attn_backend_cls
+    (cls, selected_backend: 'AttentionBackendEnum', attn_selector_config: 'AttentionSelectorConfig', num_heads: int |
+    None=None) -> str
+vllm.utils.import_utils.resolve_obj_by_qualname
+    (qualname: str) -> Any
+vllm.utils.platform_utils.is_uva_available
+    () -> bool
 # Command line.
 vllm.entrypoints.serve.utils.api_utils.cli_env_setup
     ()
@@ -49,9 +56,6 @@ vllm.entrypoints.serve.utils.api_utils.validate_json_request
     (raw_request: Request)
 vllm.entrypoints.serve.utils.api_utils.with_cancellation
     (handler_func)
-vllm.entrypoints.serve.utils.api_utils.get_max_tokens
-    (max_model_len: int, max_tokens: int | None, input_length: int, default_sampling_params: dict,
-    override_max_tokens: int | None=None, truncate_prompt_tokens: int | None=None) -> int
 vllm.entrypoints.openai.chat_completion.api_router.create_chat_completion
     (request: ChatCompletionRequest, raw_request: Request)
 vllm.entrypoints.openai.chat_completion.api_router.create_batch_chat_completion
@@ -103,8 +107,6 @@ vllm.entrypoints.openai.responses.serving.OpenAIServingResponses.responses_full_
     (self, request: ResponsesRequest, sampling_params: SamplingParams, result_generator:
     AsyncIterator[ConversationContext], context: ConversationContext, model_name: str, tokenizer: TokenizerLike,
     request_metadata: RequestResponseMetadata, created_time: int | None=None) -> ErrorResponse | ResponsesResponse
-vllm.entrypoints.openai.responses.serving.OpenAIServingResponses._render_next_turn
-    (self, request: ResponsesRequest, messages: list[ResponseInputOutputItem]) -> list[EngineInput]
 vllm.entrypoints.anthropic.serving.AnthropicServingMessages.__init__
     (self, engine_client: EngineClient, models: OpenAIServingModels, response_role: str, *, online_renderer:
     'OnlineRenderer', request_logger: RequestLogger | None, chat_template: str | None, chat_template_content_format:
@@ -164,6 +166,17 @@ vllm.entrypoints.generate.base.protocol.validate_request_mm_kwargs
 vllm.entrypoints.openai.responses.utils.construct_input_messages
     (*, request_instructions: str | None=None, request_input: str | list[ResponseInputOutputItem], prev_msg:
     list[ChatCompletionMessageParam] | None=None, prev_response_output: list[ResponseOutputItem] | None=None)
+vllm.renderers.base.BaseRenderer.render_messages
+    (self, messages: list['ChatCompletionMessageParam'], params: ChatParams) -> tuple[list['ConversationMessage'],
+    DictPrompt]
+vllm.renderers.base.BaseRenderer.render_messages_async
+    (self, messages: list['ChatCompletionMessageParam'], params: ChatParams) -> tuple[list['ConversationMessage'],
+    DictPrompt]
+vllm.renderers.base.BaseRenderer._tokenize_prompt
+    (self, prompt: TextPrompt, params: TokenizeParams) -> TokensPrompt
+vllm.renderers.base.BaseRenderer._build_tokens_prompt
+    (token_ids: Sequence[int], prompt: 'TextPrompt', *, offset_mapping: Sequence[tuple[int, int]] | None=None) ->
+    'TokensPrompt'
 vllm.renderers.base.BaseRenderer.get_mm_processor
     (self) -> 'BaseMultiModalProcessor'
 vllm.entrypoints.serve.middleware.authenticate.AuthenticationMiddleware.__init__
@@ -198,6 +211,8 @@ vllm.engine.protocol.EngineClient.generate
     AsyncGenerator[RequestOutput, None]
 vllm.engine.protocol.EngineClient.collective_rpc
     (self, method: str, timeout: float | None=None, args: tuple=(), kwargs: dict | None=None)
+vllm.v1.engine.output_processor.OutputProcessor.has_unfinished_requests
+    (self) -> bool
 vllm.engine.protocol.EngineClient.pause_generation
     (self, *, mode: 'PauseMode'='abort', clear_cache: bool=True) -> None
 vllm.v1.serial_utils.run_method
@@ -212,6 +227,13 @@ vllm.multimodal.media.connector.MediaConnector.load_from_url_async
     (self, url: str, media_io: MediaIO[_M], *, fetch_timeout: int | None=None) -> _M
 vllm.multimodal.media.connector.MediaConnector._load_data_url
     (self, url: str, media_io: MediaIO[_M]) -> _M
+vllm.multimodal.media.image.ImageMediaIO.__init__
+    (self, image_mode: str | None='RGB', **kwargs) -> None
+vllm.multimodal.image.convert_image_mode
+    (image: Image.Image, to_mode: str, background_color: tuple[int, int, int] | list[int]=(255, 255, 255)) ->
+    Image.Image
+vllm.multimodal.image.normalize_image
+    (image: Image.Image) -> Image.Image
 vllm.multimodal.media.base.MediaIO.get_max_bytes
     (self) -> int | None
 vllm.multimodal.media.base.MediaIO.load_bytes
@@ -245,6 +267,12 @@ vllm.v1.core.sched.scheduler.Scheduler.__init__
     MultiModalRegistry=MULTIMODAL_REGISTRY, include_finished_set: bool=False, log_stats: bool=False) -> None
 vllm.v1.core.sched.scheduler.Scheduler.add_request
     (self, request: Request) -> None
+vllm.v1.core.sched.scheduler.Scheduler.schedule
+    (self, throttle_prefills: bool=False) -> SchedulerOutput
+vllm.v1.core.sched.scheduler.Scheduler._handle_blocked_waiting_request
+    (self, request: Request) -> bool
+vllm.v1.core.sched.request_queue.RequestQueue.peek_request
+    (self) -> Request
 vllm.v1.core.sched.scheduler.Scheduler._try_schedule_encoder_inputs
     (self, request: Request, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int,
     shift_computed_tokens: int=0) -> tuple[list[int], int, int, list[int], list[int]]
@@ -252,6 +280,8 @@ vllm.v1.core.sched.scheduler.Scheduler._free_blocks
     (self, request: Request)
 vllm.v1.core.encoder_cache_manager.EncoderCacheManager.free
     (self, request: Request) -> None
+vllm.v1.core.encoder_cache_manager.EncoderCacheManager.get_cached_num_encoder_embeds
+    (self, request: Request, input_id: int) -> int | None
 vllm.v1.kv_cache_interface.FullAttentionSpec.merge
     (cls, specs: list[Self]) -> Self
 vllm.v1.kv_cache_interface.KVCacheSpec.is_uniform_with_collection
@@ -283,6 +313,8 @@ vllm.v1.worker.gpu_worker.Worker.init_device
     (self)
 vllm.v1.worker.gpu_worker.Worker.check_health
     (self) -> None
+vllm.distributed.device_communicators.shm_broadcast.SpinCondition.__init__
+    (self, is_reader: bool, context: zmq.Context, notify_address: str, busy_loop_s: float=1)
 vllm.v1.worker.cpu_worker.CPUWorker.init_device
     (self)
 vllm.v1.worker.gpu_model_runner.GPUModelRunner.initialize_kv_cache
@@ -420,6 +452,8 @@ vllm.multimodal.registry.MultiModalRegistry.register_processor
 vllm.multimodal.inputs.MultiModalFieldConfig.batched
     (modality: str, *, keep_on_cpu: bool=False)
 # Batch runner.
+vllm.entrypoints.launchers.run_batch.BatchRequestInput.check_type_for_url
+    (cls, value: Any, info: ValidationInfo)
 vllm.entrypoints.launchers.run_batch.main
     (args: Namespace)
 vllm.entrypoints.launchers.api_server.app_state.init_app_state

@@ -9,7 +9,7 @@ from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
 from duet_server.plan import SettingsError, llava_shape
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")
 
 # For how many steps other requests pass a prompt that drops and that the step has no room for.
 MAX_STEPS_PASSED = 8
