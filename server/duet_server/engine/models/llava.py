@@ -113,7 +113,7 @@ class DuetLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if not any(counts):
             return super().embed_multimodal(**kwargs)
         pixels = self._parse_and_validate_image_input(**kwargs)["pixel_values"]
-        # In batches: the tower's memory grows with the patches, and a prompt that drops has all its pictures in one step.
+        # In batches: the tower's memory grows with the patches, and a prompt may have many pictures.
         tokens: list[torch.Tensor] = []
         for start in range(0, len(counts), self.max_images):
             batch = slice(start, start + self.max_images)
