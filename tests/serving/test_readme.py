@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image, ImageDraw
 
 from benchmarks.robustness.small_server import FLAGS
 from duet_server.demo import DEMO_NAME, DEMO_NOTICE
@@ -44,6 +46,29 @@ def test_the_request_that_it_shows(server):
     settings = answer["usage"]["compression"].pop("settings")
     assert settings["preset"] == "aggressive"
     assert usage == {key: answer["usage"][key] for key in usage}
+
+
+COLORS = {"red": "#d71e23", "green": "#199b32", "blue": "#2346dc", "purple": "#9128aa", "orange": "#f58714"}
+CORNERS = ((14, 14), (98, 14), (14, 98), (98, 98))
+
+
+@pytest.mark.parametrize("compression", ["off", "aggressive"])
+def test_the_order_of_the_parts_does_not_matter(server, compression, tmp_path):
+    """vLLM's own example and many snippets put the question before the picture."""
+    right = 0
+    for color, (x, y) in product(COLORS, CORNERS):
+        picture = Image.new("RGB", (168, 168), "#7d7d7d")
+        ImageDraw.Draw(picture).ellipse((x, y, x + 56, y + 56), fill=COLORS[color])
+        picture.save(tmp_path / "picture.png")
+        parts = picture_and_text(tmp_path / "picture.png", QUESTION)
+        answers = [
+            ask(server, messages=[{"role": "user", "content": content}], compression=compression, temperature=0)
+            for content in (parts, parts[::-1])
+        ]
+        assert answers[0]["choices"][0]["message"]["content"] == answers[1]["choices"][0]["message"]["content"]
+        assert answers[0]["usage"] == answers[1]["usage"]
+        right += answers[1]["choices"][0]["message"]["content"].strip() == color
+    assert right == len(COLORS) * len(CORNERS)
 
 
 def test_it_says_what_it_is(server):

@@ -174,9 +174,9 @@ def blame(errors: Sequence[Error], body: object, above: str = "") -> tuple[str, 
     likely = [found[0] for found in branches.values() if len(found) == fewest]
     depth = max(len(keys) for keys, _ in likely)
     keys = next(keys for keys, _ in likely if len(keys) == depth)
-    kind = next(error["type"] for other, error in likely if other == keys)
+    kinds = {error["type"] for other, error in likely if other == keys}
     every = [found for branch in branches.values() for found in branch]
-    blamed = [error for other, error in every if other == keys and error["type"] == kind]
+    blamed = [error for other, error in every if other == keys and error["type"] in kinds]
     field = path_of([above, *keys] if above else keys) or "body"
     return _field_of(blamed[0]) or field, _sentence(field, blamed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
@@ -12,8 +13,8 @@ from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwa
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from duet_server.api.errors import RequestRefusedError
-from duet_server.api.protection.guard import refuse_many_answers, refuse_reserved_keys
-from tests.api.stand_in import QUESTION, stand_in_server
+from duet_server.api.protection.guard import check_body, refuse_many_answers, refuse_reserved_keys
+from tests.api.stand_in import QUESTION, image_part, picture_url, stand_in_server, user
 
 XARGS = {"vllm_xargs": {"duet_keep": [1.0]}}
 KWARGS = {"mm_processor_kwargs": {"duet_stage1": [3, 2, 0]}}
@@ -179,3 +180,104 @@ def test_the_option_limits_the_number_of_answers(post):
     assert post("/v1/chat/completions", TEXT | {"n": 32}).status_code == 200
     answer = post("/v1/chat/completions", TEXT | {"n": 33})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+
+
+HALF = "\ud83d hi"
+WITH_TEXT = {
+    "/v1/chat/completions": ({"messages": [user(HALF)]}, "messages[0].content[0].text"),
+    "/v1/chat/completions/batch": ({"messages": [[user("a")], [user(HALF)]]}, "messages[1][0].content[0].text"),
+    "/v1/completions": ({"prompt": ["a", HALF]}, "prompt[1]"),
+    "/v1/compression/plan": ({"messages": [user("a")], "user": HALF}, "user"),
+    "/v1/messages": ({**TEXT, "system": HALF}, "system"),
+    "/v1/responses": ({"input": HALF}, "input"),
+    "/tokenize": ({"prompt": HALF}, "prompt"),
+}
+
+
+@pytest.mark.parametrize("path", WITH_TEXT)
+def test_half_a_character_is_refused_by_name(path, everything):
+    everything.engine.calls.clear()
+    body, field = WITH_TEXT[path]
+    content = json.dumps({"model": "demo", **body})  # as the client's library would: with \ud83d
+    headers = {"Content-Type": "application/json"}
+    error = TestClient(everything.app).post(path, content=content, headers=headers).json()["error"]
+    assert error["param"] == field
+    assert error["message"] == rf"{field} is '\ud83d hi', expected whole characters: \ud83d is half a surrogate pair."
+    assert not everything.engine.calls
+
+
+def test_a_whole_surrogate_pair_is_a_character(post):
+    assert post("/v1/chat/completions", {"messages": [user("\U0001f600 hi")]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("Compression", "light", "Compression"),
+        ("COMPRESSION", "light", "COMPRESSION"),
+        ("compresion", {"reduction": 0.5}, "compresion"),
+        ("compressions", "light", "compressions"),
+        ("extra_body", {"compression": "light"}, "extra_body.compression"),
+        ("vllm_xargs", {"compression": "light"}, "vllm_xargs.compression"),
+        ("mm_processor_kwargs", {"compression": "light"}, "mm_processor_kwargs.compression"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions"])
+def test_near_misses_of_the_field_are_refused(path, field, value, param, post, everything):
+    error = post(path, ROUTES[path] | {field: value}).json()["error"]
+    assert error["param"] == param
+    assert "compression" in error["message"].partition("expected")[2]
+    assert not everything.engine.calls
+
+
+@pytest.mark.parametrize("fields", [{"extra_body": {"a": 1}}, {"expression": "a"}, {"guided_choice": ["a"]}])
+def test_other_unknown_fields_are_passed_over_as_in_vllm(fields, post):
+    assert post("/v1/chat/completions", CHAT | fields).status_code == 200
+
+
+PICTURE = {**image_part(), "uuid": "photo-7"}
+RESPONSE_PICTURE = {"type": "input_image", "image_url": picture_url(), "uuid": "photo-7"}
+MESSAGE_PICTURE = {"type": "image", "source": {"type": "url", "url": picture_url()}, "uuid": "photo-7"}
+TOOL_RESULT = {"type": "tool_result", "tool_use_id": "1", "content": [MESSAGE_PICTURE]}
+WITH_UUID = {
+    "/v1/chat/completions": ({"messages": [user("a", PICTURE)]}, "messages[0].content[1].uuid"),
+    "/v1/chat/completions/batch": ({"messages": [[user(PICTURE, "a")]]}, "messages[0][0].content[0].uuid"),
+    "/v1/chat/completions/render": ({"messages": [user(PICTURE)]}, "messages[0].content[0].uuid"),
+    "/v1/compression/plan": ({"messages": [user(PICTURE, "a")]}, "messages[0].content[0].uuid"),
+    "/v1/compression/preview": ({"messages": [user(PICTURE, "a")]}, "messages[0].content[0].uuid"),
+    "/v1/messages": (
+        {"max_tokens": 1, "messages": [{"role": "user", "content": [TOOL_RESULT]}]},
+        "messages[0].content[0].content[0].uuid",
+    ),
+    "/v1/messages/count_tokens": (
+        {"messages": [{"role": "user", "content": [MESSAGE_PICTURE]}]},
+        "messages[0].content[0].uuid",
+    ),
+    "/v1/responses": ({"input": [{"role": "user", "content": [RESPONSE_PICTURE]}]}, "input[0].content[0].uuid"),
+    "/invocations": ({"messages": [user(PICTURE, "a")]}, "messages[0].content[0].uuid"),
+    "/tokenize": (
+        {"messages": [user({"type": "image_url", "image_url": None, "uuid": "photo-7"})]},
+        "messages[0].content[0].uuid",
+    ),
+    "/inference/v1/generate": (
+        {"token_ids": [1], "sampling_params": {}, "features": {"mm_hashes": {"image": ["photo-7"]}}},
+        "features.mm_hashes",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", WITH_UUID)
+def test_a_clients_key_into_the_cache_of_pictures_is_refused(path, post, everything):
+    body, field = WITH_UUID[path]
+    error = post(path, body).json()["error"]
+    assert error["param"] == field
+    assert "--duet-trust-uuids" in error["message"]
+    assert not everything.engine.calls
+
+
+def test_clients_that_are_trusted_may_name_pictures(everything):
+    check_body(
+        {"messages": [user(PICTURE)]},
+        "/v1/chat/completions",
+        replace(everything.app.state.duet.options, trust_uuids=True),
+    )

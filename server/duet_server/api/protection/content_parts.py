@@ -17,7 +17,13 @@ from duet_server.plan.errors import MISSING
 
 # Keys between a body and its parts, without indices: chats, tool results of Anthropic, Responses, token prompts.
 _DEEPEST = 7  # messages[0][0].content[0].content[0]
-_LISTS_OF_PARTS = (["messages", "content"], ["messages", "content", "content"], ["input", "content"], ["content_parts"])
+_LISTS_OF_PARTS = (
+    ["messages", "content"],
+    ["messages", "content", "content"],
+    ["input", "content"],
+    ["content_parts"],
+    ["state", "content"],
+)
 _PROMPTS = ("messages", "input", "prompt")
 _TEXT_OR_LIST = (str | list, "a string, or a list with at least one item")
 _FIELDS: dict[str, tuple[Any, str]] = {
