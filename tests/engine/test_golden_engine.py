@@ -128,11 +128,11 @@ def test_an_offline_chat_that_cannot_be_served_is_refused(engine, compression, p
     assert not engine.engine.has_unfinished_requests()
 
 
-def test_an_offline_answer_that_does_not_fit_a_step_is_refused(engine, monkeypatch):
+def test_an_offline_prompt_that_does_not_fit_a_step_is_refused(engine, monkeypatch):
     scheduler_config = engine.llm.llm_engine.vllm_config.scheduler_config
-    monkeypatch.setattr(scheduler_config, "max_num_scheduled_tokens", 256)
+    monkeypatch.setattr(scheduler_config, "max_num_scheduled_tokens", 16)
     messages = conversation(golden_cases(engine.model_name)[0])
-    with pytest.raises(SettingsError, match=r"^max_tokens is 250, expected at most"):
+    with pytest.raises(SettingsError, match=r"^messages is \d+, expected at most 16 tokens with stage 2 on"):
         chat(engine.llm, messages, "aggressive", SamplingParams(max_tokens=250), use_tqdm=False)
 
 

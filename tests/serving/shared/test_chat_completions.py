@@ -89,7 +89,6 @@ def test_routes_say_what_is_served(server):
         ({"compression": {"keeps": [0.5, 0.5]}}, "compression.keeps"),
         ({"compression": 7}, "compression"),
         ({"compression": "light", "prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"compression": "light", "max_tokens": 2000}, "max_tokens"),
         ({"vllm_xargs": {"duet_keep": [0.5, 0.0]}}, "vllm_xargs.duet_keep"),
         ({"mm_processor_kwargs": {"duet_stage1": [1, 0, 0]}}, "mm_processor_kwargs.duet_stage1"),
     ],

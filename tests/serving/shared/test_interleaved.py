@@ -34,7 +34,7 @@ def content(mark: str) -> list[dict[str, Any]]:
     info.add_text("mark", mark)
     Image.open(PICTURE).save(file, format="PNG", pnginfo=info)
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "guide": "What color is the circle?"}]
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What color is the circle?"}]
 
 
 def hits(server) -> dict[str, float]:

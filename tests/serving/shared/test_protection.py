@@ -19,7 +19,7 @@ def test_loopback_is_not_reached(client):
         message = {"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}
         with pytest.raises(openai.BadRequestError, match="a URL of a public host") as refused:
             client.chat.completions.create(model=client.models.list().data[0].id, messages=[message])
-        assert refused.value.param == "image_url"
+        assert refused.value.param == "messages[0].content[0].image_url.url"
         assert not canary.seen
 
 
