@@ -124,7 +124,8 @@ class ServedModel:
 def max_step_tokens(vllm_config: Any) -> int:
     """The most tokens that one engine step computes."""
     scheduler = vllm_config.scheduler_config
-    return int(scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens)
+    most: int = scheduler.max_num_batched_tokens
+    return min(scheduler.max_num_scheduled_tokens or most, most)
 
 
 def model_shape(vllm_config: Any) -> ModelShape | None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from duet_server.engine.kv_cache import SegmentManager, check_groups
@@ -11,16 +12,18 @@ from duet_server.plan import SettingsError, llava_shape
 
 logger = init_logger(f"vllm.{__name__}")
 
-# For how many steps other requests pass a prompt that drops and that the step has no room for.
+# After so many steps, a prompt that drops and that no step has room for gets a step of its own.
 MAX_STEPS_PASSED = 8
+# So many of them a step passes over; it admits nobody behind them, since to walk a long queue takes milliseconds.
+MAX_PROMPTS_PASSED = 64
 
 
 class DuetScheduler(AsyncScheduler):
     """vLLM's scheduler, extended to allocate the KV cache of each segment by the request's plan.
 
-    A prompt that drops is never split. While a step has no room for it, the requests behind it go first, for
-    ``MAX_STEPS_PASSED`` steps. From then on no request behind it is admitted, and every so many steps the running
-    requests pause for one step, so that even a prompt of a whole step's tokens gets in.
+    A prompt that drops is never split. While a step has no room for it, the requests behind it go first. Every
+    ``MAX_STEPS_PASSED`` steps the running requests pause for one step, so that the first of such prompts gets in, even
+    if it takes the whole step. If it lacks what only running requests can free, nobody behind it is admitted.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,9 +34,12 @@ class DuetScheduler(AsyncScheduler):
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             assert isinstance(manager, SegmentManager), type(manager)
             manager.plans = self.plans
+        # vLLM accepts a limit of scheduled tokens above the step's size, and keeps both.
+        self.step_tokens = min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
         self.num_patches = llava_shape(self.vllm_config.model_config.hf_config, boundaries).vision.num_patches
         self.passed_since: dict[str, int] = {}  # by request id, the first step that had no room for the prompt
         self._own_step = 0  # the last step in which the running requests paused
+        self._last_to_admit: str | None = None  # the request behind which nobody is admitted
 
     def add_request(self, request: Request) -> None:
         try:
@@ -52,32 +58,46 @@ class DuetScheduler(AsyncScheduler):
         if request.resumable:
             self.plans.remove(request.request_id)
             raise SettingsError("resumable", True, "False: a prompt that drops is computed at once")
-        if request.num_prompt_tokens > self.max_num_scheduled_tokens:
+        if request.num_prompt_tokens > self.step_tokens:
             self.plans.remove(request.request_id)
-            expected = f"at most {self.max_num_scheduled_tokens}, because a prompt that drops is computed in one step"
+            expected = f"at most {self.step_tokens}, because a prompt that drops is computed in one step"
             raise SettingsError("the number of prompt tokens", request.num_prompt_tokens, expected)
         request.skip_reading_prefix_cache = True
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # The rest of the step: less what the first ``_num_counted`` running requests and all pictures so far take.
-        self._num_counted, self._tokens_left = 0, self.max_num_scheduled_tokens
+        self._num_counted, self._tokens_left = 0, self.step_tokens
         self._patches_left = self.max_num_encoder_input_tokens
+        self._last_to_admit, self._num_passed = None, 0
         step = self.current_step + 1  # as vLLM will count it
-        if not throttle_prefills and self._needs_own_step(step):
-            self._own_step = step
-            self._num_counted = len(self.running)
-            for request in self.running:
-                request.next_decode_eligible_step = step + 1
-        return super().schedule(throttle_prefills)
+        first = self.waiting.peek_request() if self.waiting else None
+        if first is not None and step - self.passed_since.get(first.request_id, step) >= MAX_STEPS_PASSED:
+            has_blocks, num_slots = self._has_blocks(first), self.max_num_active_reqs - len(self.running)
+            if not has_blocks or num_slots <= 1:
+                self._last_to_admit = first.request_id
+            if has_blocks and num_slots > 0 and not throttle_prefills and self._needs_own_step(first, step):
+                self._own_step = step
+                self._num_counted = len(self.running)
+                for request in self.running:
+                    request.next_decode_eligible_step = step + 1
+        output = super().schedule(throttle_prefills)
+        for request_id in output.num_scheduled_tokens if self.passed_since else ():
+            self.passed_since.pop(request_id, None)
+        return output
 
-    def _needs_own_step(self, step: int) -> bool:
-        """Whether the first waiting request was passed for long enough and does not fit beside the running ones."""
-        if not self.waiting or step - self._own_step < MAX_STEPS_PASSED:
-            return False
-        first = self.waiting.peek_request()
-        if not self._is_overdue(first, step) or len(self.running) >= self.max_num_active_reqs:
-            return False
-        return first.num_prompt_tokens > self.max_num_scheduled_tokens - sum(map(_num_tokens_due, self.running))
+    def _needs_own_step(self, request: Request, step: int) -> bool:
+        is_time = step - self._own_step >= MAX_STEPS_PASSED and self.pause_state == PauseState.UNPAUSED
+        return is_time and request.num_prompt_tokens > self.step_tokens - sum(map(_num_tokens_due, self.running))
+
+    def _has_blocks(self, request: Request) -> bool:
+        """Whether the KV cache has room for the whole prompt."""
+        manager = self.kv_cache_manager
+        num_tokens = request.num_prompt_tokens
+        num_blocks = sum(
+            segment.get_num_blocks_to_allocate(request.request_id, num_tokens, (), num_tokens, 0, num_tokens)
+            for segment in manager.coordinator.single_type_managers
+        )
+        return num_blocks + manager.watermark_blocks <= manager.block_pool.get_num_free_blocks()
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether vLLM may try to admit the request. If not, the request keeps its place, and the next one is tried."""
@@ -87,10 +107,8 @@ class DuetScheduler(AsyncScheduler):
         if self._fits(request):
             return True
         self.passed_since.setdefault(request.request_id, self.current_step)
-        return self._is_overdue(request, self.current_step)
-
-    def _is_overdue(self, request: Request, step: int) -> bool:
-        return step - self.passed_since.get(request.request_id, step) >= MAX_STEPS_PASSED
+        self._num_passed += 1
+        return request.request_id == self._last_to_admit or self._num_passed > MAX_PROMPTS_PASSED
 
     def _fits(self, request: Request) -> bool:
         """Whether the rest of the step has room. A request that drops nothing always fits, since it may be split."""
@@ -118,8 +136,7 @@ class DuetScheduler(AsyncScheduler):
     ) -> tuple[list[int], int, int, list[int], list[int]]:
         """Count the encoder's budget in patches, and make a prompt that drops wait until it fits one step.
 
-        vLLM counts the tokens of a picture behind stage 1, the same number for every picture of a request, but the
-        tower computes all patches.
+        vLLM counts the tokens of a picture behind stage 1, but the tower computes all patches.
         """
         is_whole = num_computed_tokens == 0 and self.plans.get(request.request_id) is not None
         num_pictures = encoder_compute_budget // self.num_patches
@@ -129,7 +146,7 @@ class DuetScheduler(AsyncScheduler):
             request,
             num_computed_tokens,
             num_new_tokens,
-            num_pictures * request.get_num_encoder_embeds(0),
+            num_pictures * max(map(request.get_num_encoder_embeds, range(len(request.mm_features))), default=0),
             **kwargs,
         )
         if is_whole and num_new_tokens < request.num_prompt_tokens:
