@@ -104,10 +104,12 @@ class Speaker:
         self._number += 1
         return Asked(f"transport-{self._number}", text=f"{self._rng.randrange(10**9)} is number {self._number}")
 
-    def offer(self, headers: dict[str, str], *, apart: bool) -> tuple[list[bytes], list[Asked]]:
+    def offer(
+        self, headers: dict[str, str], *, apart: bool, before: bytes = b"", behind: bytes = b""
+    ) -> tuple[list[bytes], list[Asked]]:
         asked = self._ask()
         body = chat(asked.text)
-        head = post(asked.id, body, **headers)
+        head, body = before + post(asked.id, body, **headers), body + behind
         return [head, body] if apart else [head + body], [asked]
 
     def inner(self, status: int, path: str, headers: dict[str, str]) -> tuple[list[bytes], list[Asked]]:
@@ -150,6 +152,8 @@ KINDS: dict[str, Callable[[Speaker], tuple[list[bytes], list[Asked]]]] = {
     "HTTP/1.0": lambda speaker: speaker.old({}),
     "HTTP/1.0 keep-alive": lambda speaker: speaker.old({"Connection": "keep-alive"}),
     "pipelined": Speaker.pipelined,
+    "empty line behind a body": lambda speaker: speaker.offer({}, apart=False, behind=b"\r\n"),
+    "empty line before a request": lambda speaker: speaker.offer({}, apart=True, before=b"\r\n"),
     "chunked": Speaker.chunked,
     "split": lambda speaker: speaker.split(6),
     "split into bytes": Speaker.split,

@@ -26,7 +26,9 @@ def on_cuda(monkeypatch):
                 raise ValueError(f"{backend.name} is not valid")
             return "path.of.the.class"
 
-        platform = SimpleNamespace(device_type="cuda", get_attn_backend_cls=get_attn_backend_cls)
+        platform = SimpleNamespace(
+            device_type="cuda", is_cpu=lambda: False, is_rocm=lambda: False, get_attn_backend_cls=get_attn_backend_cls
+        )
         monkeypatch.setattr(registration, "current_platform", platform)
         monkeypatch.setattr(supported, "current_platform", platform)
 

@@ -43,22 +43,23 @@ A_WORKER_OF_OURS = "expected a subclass of duet_server.engine.worker_cpu.DuetCPU
 REFUSED = [
     ({"offload_group_size": 4}, "--offload-group-size is 4, expected 0."),
     ({"offload_group_size": 2, "offload_backend": "prefetch"}, "--offload-group-size is 2, expected 0."),
-    ({"compilation_config": {"mode": 1}}, "--compilation-config.mode is 1, expected 0 or 3."),
-    ({"compilation_config": {"mode": 2}}, "--compilation-config.mode is 2, expected 0 or 3."),
+    ({"compilation_config": {"mode": 1}}, "--compilation-config.mode is 1, expected 0 or 3 or 2."),
     (
         {"compilation_config": {"cudagraph_mode": "FULL"}},
         "--compilation-config.cudagraph_mode is 'FULL', expected 'NONE' or 'FULL_DECODE_ONLY'.",
     ),
     (
         {"compilation_config": {"cudagraph_mm_encoder": True}},
-        "--compilation-config.cudagraph_mm_encoder is True, expected False.",
+        "--compilation-config.cudagraph_mm_encoder is true, expected false.",
     ),
     ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, f"{STOCK_SCHEDULER} {A_SCHEDULER_OF_OURS}"),
     ({"scheduler_cls": Scheduler}, A_SCHEDULER_OF_OURS),
+    ({"scheduler_cls": "Nameless"}, f"--scheduler-cls is 'Nameless', {A_SCHEDULER_OF_OURS}"),
+    ({"worker_cls": "not.there.Worker"}, f"--worker-cls is 'not.there.Worker', {A_WORKER_OF_OURS}"),
     ({"worker_cls": f"{__name__}.StockWorker"}, f"--worker-cls is '{__name__}.StockWorker', {A_WORKER_OF_OURS}"),
     ({"ubatch_size": 2}, "--ubatch-size is 2, expected 0 or 1."),
-    ({"enable_dbo": True}, "--enable-dbo is True, expected False."),
-    ({"enable_lora": True}, "--enable-lora is True, expected False."),
+    ({"enable_dbo": True}, "--enable-dbo is true, expected false."),
+    ({"enable_lora": True}, "--enable-lora is true, expected false."),
     (
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
         "--speculative-config is 'ngram', expected nothing.",
@@ -78,9 +79,13 @@ REFUSED = [
         {"ec_transfer_config": {"ec_connector": "ExampleConnector", "ec_role": "ec_both"}},
         "--ec-transfer-config is 'ExampleConnector', expected nothing.",
     ),
-    ({"mm_encoder_only": True}, "--mm-encoder-only is True, expected False."),
+    (
+        {"ec_manager_config": {"encoder_cache_manager_cls": "a.b.C"}},
+        "--ec-manager-config is 'a.b.C', expected nothing.",
+    ),
+    ({"mm_encoder_only": True}, "--mm-encoder-only is true, expected false."),
     ({"kv_offloading_size": 1.0}, "--kv-offloading-size is 1.0, expected nothing."),
-    ({"disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager is True, expected False."),
+    ({"disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager is true, expected false."),
     ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold is 64, expected 0."),
     ({"runner": "pooling"}, "--runner is 'pooling', expected 'generate'."),
 ]
@@ -106,6 +111,7 @@ def test_every_wrong_option_is_named():
         {"cpu_offload_gb": 1.0},
         {"offload_group_size": 4, "offload_backend": "uva"},  # vLLM ignores the size then
         {"compilation_config": {"mode": 0}},
+        {"compilation_config": {"mode": 2}},
         {"compilation_config": {"mode": 3}},
         {"optimization_level": 0},
         {"enforce_eager": True},

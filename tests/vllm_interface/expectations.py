@@ -4,7 +4,8 @@
 ATTRIBUTES = """
 # All processes: what registration reads and sets.
 vllm.config.vllm.VllmConfig
-    additional_config attention_config cache_config compilation_config diffusion_config ec_transfer_config
+    additional_config attention_config cache_config compilation_config diffusion_config ec_manager_config
+    ec_transfer_config
     kv_transfer_config lora_config model_config offload_config optimization_level parallel_config scheduler_config
     shutdown_timeout speculative_config use_v2_model_runner
 vllm.config.scheduler.SchedulerConfig
@@ -16,7 +17,7 @@ vllm.config.parallel.ParallelConfig
 vllm.config.compilation.CompilationConfig
     cudagraph_mm_encoder cudagraph_mode mode static_forward_context
 vllm.config.compilation.CompilationMode
-    NONE VLLM_COMPILE
+    DYNAMO_TRACE_ONCE NONE VLLM_COMPILE
 vllm.config.compilation.CUDAGraphMode
     FULL FULL_DECODE_ONLY NONE has_full_cudagraphs
 vllm.config.cache.CacheConfig
@@ -33,6 +34,8 @@ vllm.v1.attention.backends.registry.AttentionBackendEnum
     FLASH_ATTN TRITON_ATTN
 vllm.config.kv_transfer.KVTransferConfig
     kv_connector
+vllm.config.ec_manager_config.EncoderCacheManagerConfig
+    encoder_cache_manager_cls
 vllm.config.ec_transfer.ECTransferConfig
     ec_connector
 vllm.config.speculative.SpeculativeConfig
@@ -45,7 +48,7 @@ vllm.config.multimodal.MultiModalConfig
 vllm.config.multimodal.ImageDummyOptions
     count
 vllm.platforms.interface.Platform
-    device_type is_cpu
+    device_type is_cpu is_rocm
 # Command line.
 vllm.engine.arg_utils.AsyncEngineArgs
     gpu_memory_utilization model
@@ -106,9 +109,9 @@ vllm.multimodal.media.base.MediaWithBytes
 # Engine core.
 vllm.v1.core.sched.scheduler.Scheduler
     current_step encoder_cache_manager encoder_cache_mismatch_reqs kv_cache_config kv_cache_manager max_num_active_reqs
-    max_num_encoder_input_tokens max_num_scheduled_tokens running vllm_config waiting
+    max_num_encoder_input_tokens max_num_scheduled_tokens pause_state running scheduler_config vllm_config waiting
 vllm.v1.core.kv_cache_manager.KVCacheManager
-    coordinator
+    block_pool coordinator watermark_blocks
 vllm.v1.core.kv_cache_coordinator.KVCacheCoordinator
     single_type_managers
 vllm.v1.request.Request

@@ -14,6 +14,7 @@ from duet_server.engine.vllm_internals import (
     resolve_obj_by_qualname,
 )
 from duet_server.plan import SettingsError
+from duet_server.plan.errors import shown
 
 SCHEDULER = "duet_server.engine.scheduler.DuetScheduler"
 WORKERS = {
@@ -60,7 +61,8 @@ def _options(vllm_config: VllmConfig) -> Iterator[Option]:
     model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
     parallel: Any = vllm_config.parallel_config
     cache: Any = vllm_config.cache_config
-    yield Option("the platform", current_platform.device_type, tuple(WORKERS))
+    platform = "rocm" if current_platform.is_rocm() else current_platform.device_type
+    yield Option("the platform", platform, tuple(WORKERS))
     yield Option("--model-class-overrides", model.model_class_overrides.get(model.architecture), (None,))
     yield Option("--runner", model.runner_type, ("generate",))
     yield Option("--mm-encoder-only", model.get_multimodal_config().mm_encoder_only, (False,))
@@ -75,6 +77,7 @@ def _options(vllm_config: VllmConfig) -> Iterator[Option]:
     yield Option("--kv-transfer-config", _name(vllm_config.kv_transfer_config, "kv_connector"), (None,))
     yield Option("--kv-offloading-size", cache.kv_offloading_size, (None,))
     yield Option("--ec-transfer-config", _name(vllm_config.ec_transfer_config, "ec_connector"), (None,))
+    yield Option("--ec-manager-config", vllm_config.ec_manager_config.encoder_cache_manager_cls, (None,))
     yield Option("--disable-hybrid-kv-cache-manager", scheduler.disable_hybrid_kv_cache_manager or False, (False,))
     yield Option("--long-prefill-token-threshold", scheduler.long_prefill_token_threshold, (0,))
 
@@ -86,9 +89,10 @@ def _execution_options(vllm_config: VllmConfig) -> Iterator[Option]:
     graph_modes = (None, CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
     yield Option("--compilation-config.cudagraph_mode", compilation.cudagraph_mode, graph_modes)
     yield Option("--compilation-config.cudagraph_mm_encoder", compilation.cudagraph_mm_encoder, (False,))
-    # The other modes compile the whole model, or trace it only once: with the drops of that step.
-    modes = (None, CompilationMode.NONE, CompilationMode.VLLM_COMPILE)
-    yield Option("--compilation-config.mode", compilation.mode, modes)
+    # Mode 1 compiles the whole model. Mode 2 is what vLLM makes of mode 3 on CPUs; elsewhere nobody has tried it.
+    modes = [None, CompilationMode.NONE, CompilationMode.VLLM_COMPILE]
+    modes += [CompilationMode.DYNAMO_TRACE_ONCE] if current_platform.is_cpu() else []
+    yield Option("--compilation-config.mode", compilation.mode, tuple(modes))
     if current_platform.device_type == "cuda":  # CPUs have one backend, whichever is named
         backend = named_backend(vllm_config)
         yield Option("--attention-backend", backend and backend.name, (None, *CUDA_BACKENDS))
@@ -111,12 +115,17 @@ def _foreign_classes(vllm_config: VllmConfig) -> Iterator[SettingsError]:
     for option, named, ours in pairs:
         if named in (None, "auto", ours) or ours is None:
             continue
-        if not issubclass(_resolve(named), _resolve(ours)):
+        found = _resolve(named)
+        if found is None or not issubclass(found, _resolve(ours)):
             yield SettingsError(option, named, f"a subclass of {ours}")
 
 
 def _resolve(named: Any) -> Any:
-    return resolve_obj_by_qualname(named) if isinstance(named, str) else named
+    """The class; None if there is none of this name."""
+    try:
+        return resolve_obj_by_qualname(named) if isinstance(named, str) else named
+    except (ValueError, ImportError, AttributeError):
+        return None
 
 
 def _name(config: Any, attribute: str | None = None) -> str | None:
@@ -127,7 +136,7 @@ def _name(config: Any, attribute: str | None = None) -> str | None:
 
 
 def _sentence(option: Option) -> str:
-    supported = [repr(_plain(value)) for value in option.supported if value is not None]
+    supported = [shown(_plain(value)) for value in option.supported if value is not None]
     return str(SettingsError(option.name, _plain(option.value), " or ".join(supported) or "nothing"))
 
 

@@ -22,6 +22,11 @@ _VALUE_REPR.maxstring = _VALUE_REPR.maxother = 80
 _VALUE_REPR.maxdict = _VALUE_REPR.maxlist = _VALUE_REPR.maxtuple = 10
 
 
+def shown(value: object) -> str:
+    """A value as error messages show it."""
+    return _VALUE_REPR.repr(value)
+
+
 class Words(str):
     """A value that an error describes instead of quoting, as in "messages is missing"."""
 
@@ -53,4 +58,4 @@ class SettingsError(ValueError):
         self.expected = expected
 
     def __str__(self) -> str:
-        return f"{self.field} is {_VALUE_REPR.repr(self.value)}, expected {self.expected}."
+        return f"{self.field} is {shown(self.value)}, expected {self.expected}."

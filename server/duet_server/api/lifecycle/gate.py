@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from starlette.routing import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import RetryableRequestError
@@ -54,8 +55,7 @@ class Gate:
         """Returns the app behind the gate."""
 
         async def gated(scope: Scope, receive: Receive, send: Send) -> None:
-            path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-            if scope["type"] != "http" or path in ALWAYS_OPEN:
+            if scope["type"] != "http" or get_route_path(scope) in ALWAYS_OPEN:
                 await app(scope, receive, send)
             elif self.closed:
                 await unavailable(self.closed)(scope, receive, send)

@@ -17,6 +17,13 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 class DuetH11Protocol(H11Protocol):
     """One answer to each request, whatever it offers."""
 
+    def handle_events(self) -> None:
+        """Skip empty lines before a request (RFC 9112, 2.2): some clients send one behind a body."""
+        if self.conn.their_state is h11.IDLE:
+            received = self.conn._receive_buffer
+            received.maybe_extract_at_most(len(received) - len(bytes(received).lstrip(b"\r\n")))
+        super().handle_events()
+
     def _should_upgrade(self) -> bool:
         """Only a GET without a body opens a WebSocket. Any other offer is ignored, as RFC 9110, 7.8 allows."""
         body = [(name, value) for name, value in self.headers if name in _FRAMING and value != b"0"]
