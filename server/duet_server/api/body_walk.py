@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from starlette.types import Scope
@@ -11,6 +11,8 @@ from starlette.types import Scope
 ENGINE_FIELDS = ("vllm_xargs", "mm_processor_kwargs", "extra_args")
 _BODY = "duet_body"  # in the scope's state
 _CONTAINERS = (dict, list)  # the types that json creates
+
+Container = dict[str, Any] | list[Any]
 
 
 class Place:
@@ -31,6 +33,11 @@ class Place:
         return path_of(self.keys)
 
     @property
+    def names(self) -> list[str]:
+        """The keys without the indices."""
+        return [key for key in self.keys if isinstance(key, str)]
+
+    @property
     def keys(self) -> list[str | int]:
         """All keys and indices, from the body's own on."""
         keys, place = [], self
@@ -40,23 +47,33 @@ class Place:
         return keys[::-1]
 
 
-def walk(body: object) -> Iterator[tuple[Place, Any]]:
-    """Yield every value below a body's root with its place. Without recursion, so at any depth."""
+def walk(body: object) -> Iterator[tuple[Place, Container]]:
+    """Yield every object and list of a body with its place. Without recursion, so at any depth."""
     pending: list[tuple[Place, Any]] = [(Place(), body)]
     while pending:
         place, value = pending.pop()
-        items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, item in items:
-            below = Place(place, key)
-            yield below, item
-            if item and type(item) in _CONTAINERS:
-                pending.append((below, item))
+        if type(value) in _CONTAINERS:
+            yield place, value
+            below = [(key, item) for key, item in items_of(value) if item and type(item) in _CONTAINERS]
+            pending += [(Place(place, key), item) for key, item in reversed(below)]
+
+
+def items_of(container: Container) -> Iterable[tuple[str | int, Any]]:
+    """The keys of an object, or the indices of a list, with their values."""
+    return container.items() if isinstance(container, dict) else enumerate(container)
+
+
+def texts_in(body: object) -> Iterator[tuple[Place, str | int, str]]:
+    """Yield every text of a body, with the place of its object or list, and its key there."""
+    for place, container in walk(body):
+        for key, item in items_of(container):
+            if isinstance(item, str):
+                yield place, key, item
 
 
 def find_text(body: object, text: str) -> Place | None:
     """The first place that holds a text, or the end of it: Anthropic's pictures are the end of a data URL."""
-    texts = ((place, value) for place, value in walk(body) if isinstance(value, str) and value)
-    return next((place for place, value in texts if text.endswith(value)), None)
+    return next((place / key for place, key, found in texts_in(body) if found and text.endswith(found)), None)
 
 
 def remember_body(scope: Scope, body: object) -> None:

@@ -18,7 +18,7 @@ from vllm.renderers.base import BaseRenderer
 from vllm.renderers.chat_utils import MM_PARSER_MAP, TEXT_PART_TYPES
 from vllm.utils.async_utils import make_async
 
-from duet_server.api.body_walk import walk
+from duet_server.api.body_walk import texts_in
 from duet_server.api.errors import RequestRefusedError
 from duet_server.api.served_model import is_served
 from duet_server.plan.errors import Words
@@ -72,7 +72,7 @@ class _TypedMarks(BaseRenderer[Any]):
         hidden = hide(messages, self.marks)
         returns_tokens = params.get_apply_chat_template_kwargs().get("tokenize")
         for mark in self.marks if returns_tokens else [mark for mark in self.marks if not mark.plain_ids]:
-            if any(isinstance(text, str) and mark.stand_in in text for _, text in walk(hidden)):
+            if any(mark.stand_in in text for _, _, text in texts_in(hidden)):
                 raise _refused(mark)
         return hidden
 

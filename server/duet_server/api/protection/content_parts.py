@@ -6,12 +6,11 @@ choose the entry of a cache that all clients share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vllm.renderers.chat_utils import MM_PARSER_MAP
 
-from duet_server.api.body_walk import Place, walk
+from duet_server.api.body_walk import Container, Place
 from duet_server.api.errors import RequestRefusedError
 from duet_server.plan.errors import MISSING
 
@@ -41,40 +40,36 @@ _URL = "a URL, or data:image/png;base64, followed by base64"
 _NO_KEYS = "no such key: pictures are cached by their content (--duet-trust-uuids accepts keys of clients)"
 
 
-def check_content_parts(body: object, route: str) -> None:
-    """Raise RequestRefusedError if a message or one of its parts is not what the API of ``route`` defines."""
-    if isinstance(body, dict):
-        _check_types(body)
-    for place, message in _below(body, [["messages"]]):
-        if isinstance(message, dict):
-            _check_message(place, message)
-    for place, part in _below(body, _LISTS_OF_PARTS):
-        if isinstance(part, dict):
-            _check_texts(place, part)
-            _check_type(place, part, route)
-            _check_source(place, part)
-            _check_detail(place, part)
-        elif not isinstance(part, str):
-            raise _malformed(place, part, "an object with a type")
-
-
-def refuse_uuids(body: object) -> None:
-    """Raise RequestRefusedError if a client names entries of vLLM's caches of media, which all clients share."""
-    for place, part in _below(body, _LISTS_OF_PARTS):
-        if isinstance(part, dict) and part.get("uuid") is not None:
-            raise RequestRefusedError("reserved_key", str(place / "uuid"), part["uuid"], _NO_KEYS)
-    features = body.get("features") if isinstance(body, dict) else None
-    if isinstance(features, dict) and features.get("mm_hashes"):
-        raise RequestRefusedError("reserved_key", "features.mm_hashes", features["mm_hashes"], _NO_KEYS)
-
-
-def _check_types(body: dict[str, Any]) -> None:
-    """Check the types that vLLM's own checks take for granted."""
+def check_types(body: dict[str, Any]) -> None:
+    """Raise RequestRefusedError if a field has not the type that vLLM's own checks take for granted."""
     for field, (types, expected) in _FIELDS.items():
         value = body.get(field)
         is_empty = value == [] and field in _PROMPTS
         if is_empty or (value is not None and not isinstance(value, types)):
             raise _malformed(Place() / field, value, expected)
+
+
+def check_messages(place: Place, container: Container, route: str) -> None:
+    """Raise RequestRefusedError if a list of messages, or of their parts, is not what the API of ``route`` defines."""
+    if not isinstance(container, list) or place.depth >= _DEEPEST:
+        return
+    for i, item in enumerate(container if place.names == ["messages"] else ()):
+        if isinstance(item, dict):
+            _check_message(place / i, item)
+    for i, item in enumerate(container if place.names in _LISTS_OF_PARTS else ()):
+        _check_part(place / i, item, route)
+
+
+def refuse_uuids(place: Place, container: Container) -> None:
+    """Raise RequestRefusedError if a client names entries of vLLM's caches of media, which all clients share."""
+    if isinstance(container, dict):
+        if place.names == ["features"] and container.get("mm_hashes"):
+            raise RequestRefusedError("reserved_key", str(place / "mm_hashes"), container["mm_hashes"], _NO_KEYS)
+        return
+    has_parts = place.depth < _DEEPEST and place.names in _LISTS_OF_PARTS
+    for i, part in enumerate(container if has_parts else ()):
+        if isinstance(part, dict) and part.get("uuid") is not None:
+            raise RequestRefusedError("reserved_key", str(place / i / "uuid"), part["uuid"], _NO_KEYS)
 
 
 def _check_message(place: Place, message: dict[str, Any]) -> None:
@@ -88,12 +83,14 @@ def _check_message(place: Place, message: dict[str, Any]) -> None:
             raise _malformed(place / "tool_calls" / i, call, "an object with id, type and function")
 
 
-def _below(body: object, lists: Sequence[list[str]]) -> Iterator[tuple[Place, Any]]:
-    """The items of the lists under these keys; lists of lists count as one."""
-    for place, value in walk(body):
-        is_item = isinstance(place.key, int) and place.depth <= _DEEPEST
-        if is_item and [key for key in place.keys if isinstance(key, str)] in lists:
-            yield place, value
+def _check_part(place: Place, part: object, route: str) -> None:
+    if isinstance(part, dict):
+        _check_texts(place, part)
+        _check_type(place, part, route)
+        _check_source(place, part)
+        _check_detail(place, part)
+    elif not isinstance(part, str):
+        raise _malformed(place, part, "an object with a type")
 
 
 def _check_texts(place: Place, part: dict[str, Any]) -> None:

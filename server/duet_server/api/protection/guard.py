@@ -15,9 +15,9 @@ import pybase64
 import regex
 from fastapi import Request
 
-from duet_server.api.body_walk import ENGINE_FIELDS, Place, remember_body, walk
+from duet_server.api.body_walk import ENGINE_FIELDS, Container, Place, items_of, remember_body, walk
 from duet_server.api.errors import RequestRefusedError
-from duet_server.api.protection.content_parts import check_content_parts, refuse_uuids
+from duet_server.api.protection.content_parts import check_messages, check_types, refuse_uuids
 
 RESERVED_PREFIX = "duet_"
 FIELD = "compression"
@@ -55,42 +55,43 @@ def check_body(body: object, route: str, options: Any) -> None:
         route: the route's path.
         options: DUET's options.
     """
-    refuse_reserved_keys(body)
-    refuse_half_characters(body)
-    refuse_near_misses(body)
-    refuse_compression_on_other_routes(body, route)
-    refuse_many_answers(body, options.max_n)
-    if not options.trust_uuids:
-        refuse_uuids(body)
-    check_content_parts(body, route)
+    if isinstance(body, dict):
+        refuse_near_misses(body)
+        refuse_compression_on_other_routes(body, route)
+        refuse_many_answers(body, options.max_n)
+    for place, container in walk(body):
+        refuse_half_characters(place, container)
+        refuse_reserved_keys(place, container)
+        if not options.trust_uuids:
+            refuse_uuids(place, container)
+        check_messages(place, container, route)
+    if isinstance(body, dict):
+        check_types(body)
 
 
-def refuse_reserved_keys(body: object) -> None:
-    """Raise RequestRefusedError if a request's body sets a reserved key."""
-    for place, value in walk(body):
-        key = place.key
-        if place.in_engine_field and isinstance(key, str) and key.startswith(RESERVED_PREFIX):
-            raise _reserved(place, value)
+def refuse_reserved_keys(place: Place, container: Container) -> None:
+    """Raise RequestRefusedError if an object sets a reserved key."""
+    for key, value in container.items() if isinstance(container, dict) else ():
+        if place.in_engine_field and key.startswith(RESERVED_PREFIX):
+            raise _reserved(place / key, value)
         if key in _FEATURES and _has_reserved_features(value):
-            raise _reserved(place, value)
+            raise _reserved(place / key, value)
 
 
-def refuse_half_characters(body: object) -> None:
+def refuse_half_characters(place: Place, container: Container) -> None:
     """Raise RequestRefusedError if a text has half a surrogate pair: JSON can escape it, but no tokenizer reads it."""
-    for place, value in walk(body):
-        for text in (place.key, value):
+    for key, value in items_of(container):
+        for text in (key, value):
             if isinstance(text, str) and not text.isascii() and (half := _HALF_OF_A_PAIR.search(text)):
                 expected = f"whole characters: \\u{ord(half.group()):x} is half a surrogate pair"
-                raise RequestRefusedError("malformed", str(place), text, expected)
+                raise RequestRefusedError("malformed", str(place / key), text, expected)
 
 
-def refuse_near_misses(body: object) -> None:
+def refuse_near_misses(body: dict[str, Any]) -> None:
     """Raise RequestRefusedError if the compression field is misspelled, or one level too deep.
 
     vLLM passes over unknown fields, so the request would be answered without compression.
     """
-    if not isinstance(body, dict):
-        return
     for key, value in body.items():
         if key != FIELD and get_close_matches(key.lower(), [FIELD], cutoff=0.85):
             raise RequestRefusedError("unsupported", key, value, f"the name {FIELD}")
@@ -101,18 +102,18 @@ def refuse_near_misses(body: object) -> None:
             raise RequestRefusedError("unsupported", f"{key}.{FIELD}", below[FIELD], expected)
 
 
-def refuse_compression_on_other_routes(body: object, path: str) -> None:
+def refuse_compression_on_other_routes(body: dict[str, Any], path: str) -> None:
     """Raise RequestRefusedError if a body asks for compression on a route without it. ``path`` is the route's."""
-    if not isinstance(body, dict) or body.get(FIELD) in (None, "off"):
+    if body.get(FIELD) in (None, "off"):
         return
     if path in _COMPRESSING_ROUTES or (path == "/invocations" and "messages" in body):
         return
     raise RequestRefusedError("unsupported", FIELD, body[FIELD], f"none: {path} does not compress")
 
 
-def refuse_many_answers(body: object, max_n: int | None) -> None:
+def refuse_many_answers(body: dict[str, Any], max_n: int | None) -> None:
     """Raise RequestRefusedError if a request asks for more than ``max_n`` answers to a prompt."""
-    sampling_params = body.get("sampling_params") if isinstance(body, Mapping) else None
+    sampling_params = body.get("sampling_params")
     for prefix, fields in (("", body), ("sampling_params.", sampling_params)):
         for name in _NUM_ANSWERS:
             value = fields.get(name) if isinstance(fields, Mapping) else None
