@@ -46,11 +46,11 @@ def chat(
     if shape is None and compression != "off":
         raise SettingsError("compression", compression, "off: this model is served without compression")
     settings = resolve_settings(compression, shape) if shape is not None else None
-    if not messages or shape is None or settings is None or settings.is_off:
-        return list(llm.chat(messages, sampling_params, use_tqdm=use_tqdm))
-    params = sampling_params or llm.get_default_sampling_params()
-    conversations = [messages] if isinstance(messages[0], Mapping) else messages
     try:
+        if not messages or shape is None or settings is None or settings.is_off:
+            return list(llm.chat(messages, sampling_params, use_tqdm=use_tqdm))
+        params = sampling_params or llm.get_default_sampling_params()
+        conversations = [messages] if isinstance(messages[0], Mapping) else messages
         requests = [_request(llm, shape, settings, conversation, params.clone()) for conversation in conversations]
     except RequestRefusedError as error:
         raise SettingsError(str(error.parameter), error.value, error.expected) from error

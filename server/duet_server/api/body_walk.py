@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from starlette.types import Scope
 # vLLM passes these to the engine unchecked. They occur at any depth, because batches and prompts nest bodies.
 ENGINE_FIELDS = ("vllm_xargs", "mm_processor_kwargs", "extra_args")
 _BODY = "duet_body"  # in the scope's state
+_DEEPEST_NAME = 5
+_SOURCES = ("url", "image_url", "video_url", "audio_url", "image_embeds")  # keys that hold a medium's URL or content
 _CONTAINERS = (dict, list)  # the types that json creates
 
 Container = dict[str, Any] | list[Any]
@@ -18,12 +21,15 @@ Container = dict[str, Any] | list[Any]
 class Place:
     """A place in a body: a key or an index, and the place above. A linked list, since a deep body has many places."""
 
-    __slots__ = ("above", "depth", "in_engine_field", "key")
+    __slots__ = ("above", "in_engine_field", "key", "names")
 
     def __init__(self, above: Place | None = None, key: str | int = "") -> None:
         self.above = above
         self.key = key
-        self.depth: int = above.depth + 1 if above else 0
+        # The keys without the indices, as far as any check looks.
+        self.names: tuple[str, ...] = above.names if above else ()
+        if isinstance(key, str) and above and len(self.names) < _DEEPEST_NAME:
+            self.names = (*self.names, key)
         self.in_engine_field: bool = key in ENGINE_FIELDS or (above is not None and above.in_engine_field)
 
     def __truediv__(self, key: str | int) -> Place:
@@ -31,11 +37,6 @@ class Place:
 
     def __str__(self) -> str:
         return path_of(self.keys)
-
-    @property
-    def names(self) -> list[str]:
-        """The keys without the indices."""
-        return [key for key in self.keys if isinstance(key, str)]
 
     @property
     def keys(self) -> list[str | int]:
@@ -49,13 +50,13 @@ class Place:
 
 def walk(body: object) -> Iterator[tuple[Place, Container]]:
     """Yield every object and list of a body with its place. Without recursion, so at any depth."""
-    pending: list[tuple[Place, Any]] = [(Place(), body)]
+    pending: deque[tuple[Place, Container]] = deque([(Place(), body)] if isinstance(body, dict | list) else ())
     while pending:
-        place, value = pending.pop()
-        if type(value) in _CONTAINERS:
-            yield place, value
-            below = [(key, item) for key, item in items_of(value) if item and type(item) in _CONTAINERS]
-            pending += [(Place(place, key), item) for key, item in reversed(below)]
+        place, container = pending.popleft()
+        yield place, container
+        for key, item in items_of(container):
+            if item and type(item) in _CONTAINERS:
+                pending.append((Place(place, key), item))
 
 
 def items_of(container: Container) -> Iterable[tuple[str | int, Any]]:
@@ -72,8 +73,11 @@ def texts_in(body: object) -> Iterator[tuple[Place, str | int, str]]:
 
 
 def find_text(body: object, text: str) -> Place | None:
-    """The first place that holds a text, or the end of it: Anthropic's pictures are the end of a data URL."""
-    return next((place / key for place, key, found in texts_in(body) if found and text.endswith(found)), None)
+    """The first place that holds the source of a medium, or its end: Anthropic's pictures are the end of a data URL."""
+    for place, key, found in texts_in(body):
+        if (key in _SOURCES and found == text) or (key == "data" and found and text.endswith(found)):
+            return place / key
+    return None
 
 
 def remember_body(scope: Scope, body: object) -> None:

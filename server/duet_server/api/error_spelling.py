@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
@@ -31,8 +31,10 @@ from duet_server.plan.errors import MISSING, Words
 logger = init_logger(f"vllm.{__name__}")
 
 Error = Mapping[str, Any]  # one of pydantic's
+_Found = tuple[list[str | int], Error]  # the keys of its place, and the error
 
 CONTEXT_LENGTH_CODE = "context_length_exceeded"  # OpenAI's; clients shorten the prompt or change the model on it
+_ERROR_EVENT = b'data: {"error":'
 _VLLM_SUFFIX = re.compile(r" \((parameter|value)=.*\)$", re.DOTALL)
 _SUBJECT = re.compile(r"`?([\w ]{1,30}?)`?(=| must | should | is | cannot )")
 _CONTEXT_LENGTH = re.compile(r"maximum context length")
@@ -43,7 +45,15 @@ _NAMES_OF_A_FIELD = (
     ("previous_response_id", "response_id"),
 )
 _PROMPT_FIELDS = ("messages", "input", "prompt", "content_parts")
-_PARTS_OF_A_PROMPT = ("image", "video", "audio", "input_text", "input_tokens", "type")  # vLLM's names, no client's
+_PARTS_OF_A_PROMPT = (
+    "image",
+    "video",
+    "audio",
+    "input",
+    "input_text",
+    "input_tokens",
+    "type",
+)  # vLLM's names, no client's
 _PLAIN_WORDS = {
     "a valid dictionary": "an object",
     "a valid list": "a list",
@@ -65,8 +75,17 @@ class ErrorSpelling:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope.setdefault("state", {})
-            send = RewrittenErrors(send, partial(spelled, scope)).send
+            send = RewrittenErrors(partial(_send_event, scope, send), partial(spelled, scope)).send
         await self.app(scope, receive, send)
+
+
+async def _send_event(scope: Scope, send: Send, message: Message) -> None:
+    """Send a message; an error in a stream of events is rewritten as other errors are."""
+    body = message.get("body", b"")
+    if body.startswith(_ERROR_EVENT):
+        error, end = body[len(b"data: ") :].split(b"\n", 1)
+        message = {**message, "body": b"data: " + spelled(scope, HTTPStatus.BAD_REQUEST, error) + b"\n" + end}
+    await send(message)
 
 
 def spelled(scope: Scope, status: int, body: bytes) -> bytes:
@@ -78,15 +97,11 @@ def spelled(scope: Scope, status: int, body: bytes) -> bytes:
     error = content.get("error") if isinstance(content, dict) else None
     if not isinstance(error, dict) or not isinstance(error.get("message"), str):
         return body
-    sent = remembered_body(scope)
-    message = _VLLM_SUFFIX.sub("", error["message"])
-    param = error.get("param")
+    message, param = remembered_error(scope) or in_clients_words(
+        error["message"], error.get("param"), remembered_body(scope)
+    )
     if error.get("type") == HTTPStatus.BAD_REQUEST.phrase:
         error["type"] = "BadRequestError"
-    if own := remembered_error(scope):
-        message, param = own
-    elif isinstance(sent, dict):
-        param, message = _in_clients_words(param, message, sent)
     error["message"] = message
     if param is not None:
         error["param"] = param
@@ -97,17 +112,20 @@ def spelled(scope: Scope, status: int, body: bytes) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _in_clients_words(param: str | None, message: str, sent: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The field's name and the message, both with the name that the client used."""
+def in_clients_words(message: str, param: str | None, sent: object) -> tuple[str, str | None]:
+    """vLLM's message and the field's name, both with the name that the client used in its decoded body ``sent``."""
+    message = _VLLM_SUFFIX.sub("", message)
+    if not isinstance(sent, dict):
+        return message, param
     if param is None:
-        param = _subject(message, sent)
+        param = "input" if _CONTEXT_LENGTH.search(message) else _subject(message, sent)
     for names in _NAMES_OF_A_FIELD:
         if param in names:
             used = next((name for name in names if sent.get(name) is not None), param)
-            return used, re.sub(rf"\b{param}\b", used, message)
+            return re.sub(rf"\b{param}\b", used, message), used
     if param in _PARTS_OF_A_PROMPT:
         param = next((name for name in _PROMPT_FIELDS if name in sent), param)
-    return param, message
+    return message, param
 
 
 def _subject(message: str, sent: Mapping[str, Any]) -> str | None:
@@ -158,27 +176,42 @@ async def refuse_wrong_type(request: Request, error: Exception) -> JSONResponse:
 def blame(errors: Sequence[Error], body: object, above: str = "") -> tuple[str, str]:
     """The field to blame and a sentence about it, from pydantic's errors about ``body``.
 
-    A union has errors of every branch. The branch with the fewest errors is what the client meant; among several, the
-    one that understood the body to the greatest depth.
+    A union has errors of every branch. The client meant one whose types are those of the body; among several, the one
+    with the fewest errors, then the one that understood the body to the greatest depth.
 
     Args:
         errors: pydantic's ``errors()``.
         body: what the client sent.
         above: the body's own place if it is part of a larger one.
     """
-    branches: dict[tuple[Any, ...], list[tuple[list[str | int], Error]]] = {}
+    branches: dict[tuple[Any, ...], list[_Found]] = {}
     for error in errors:
         keys, branch = _split(error, body)
         branches.setdefault(branch, []).append((keys, error))
-    fewest = min(map(len, branches.values()))
-    likely = [found[0] for found in branches.values() if len(found) == fewest]
+    meant = _meant(list(branches.values()))
+    fewest = min(map(len, meant))
+    likely = [min(found, key=_speaks_for_another) for found in meant if len(found) == fewest]
     depth = max(len(keys) for keys, _ in likely)
     keys = next(keys for keys, _ in likely if len(keys) == depth)
     kinds = {error["type"] for other, error in likely if other == keys}
-    every = [found for branch in branches.values() for found in branch]
+    every = [found for branch in meant for found in branch]
     blamed = [error for other, error in every if other == keys and error["type"] in kinds]
     field = path_of([above, *keys] if above else keys) or "body"
     return _field_of(blamed[0]) or field, _sentence(field, blamed)
+
+
+def _meant(branches: list[list[_Found]]) -> list[list[_Found]]:
+    """The branches without an error that speaks for another branch, unless these understood less of the body."""
+    meant = [found for found in branches if not any(map(_speaks_for_another, found))]
+    foreign = [found for branch in branches for found in branch if _speaks_for_another(found)]
+    depth = max((len(keys) for found in meant for keys, _ in found), default=-1)
+    return meant if depth >= max((len(keys) for keys, _ in foreign), default=0) else branches
+
+
+def _speaks_for_another(found: _Found) -> bool:
+    """Whether an error says that the client meant another branch: another type, or a body of another kind."""
+    keys, error = found
+    return not keys or error["type"] == "literal_error" or (error["type"] == "missing" and len(keys) == 1)
 
 
 def _split(error: Error, body: object) -> tuple[list[str | int], tuple[Any, ...]]:

@@ -31,7 +31,7 @@ from duet_server.api.options import ServerOptions
 from duet_server.api.playground.page import attach_playground
 from duet_server.api.protection import protect
 from duet_server.api.protection.body_limit import BodyTooLargeError, refuse_body
-from duet_server.api.protection.json_body import check_json_body, refuse_unreadable
+from duet_server.api.protection.json_body import check_json_body, refuse_nested, refuse_unreadable
 from duet_server.api.served_model import ServedModel
 from duet_server.api.transport.h11_protocol import parsed_by_h11
 from duet_server.api.transport.head_method import HeadAsGet
@@ -66,6 +66,7 @@ class DuetEndpoints:
         app.add_exception_handler(Refusal, refuse)
         app.add_exception_handler(BodyTooLargeError, refuse_body)
         app.add_exception_handler(HTTPException, refuse_unreadable)
+        app.add_exception_handler(RecursionError, refuse_nested)
         app.add_exception_handler(EngineDeadError, _engine_died)
         app.dependency_overrides[validate_json_request] = check_json_body
 

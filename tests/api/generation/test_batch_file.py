@@ -7,6 +7,7 @@ from argparse import Namespace
 from contextlib import asynccontextmanager
 
 import pytest
+from vllm.entrypoints.launchers import run_batch as vllm_run_batch
 from vllm.entrypoints.launchers.api_server import entry
 
 from duet_server.api.generation.batch_file import run_batch
@@ -22,6 +23,8 @@ def run(server, tmp_path, monkeypatch):
         yield server.engine
 
     monkeypatch.setattr(entry, "build_async_engine_client", stand_in)
+    for name in ("init_app_state", "BatchRequestInput"):  # what run_batch replaces
+        monkeypatch.setattr(vllm_run_batch, name, getattr(vllm_run_batch, name))
     server.engine.calls.clear()
 
     def run(*bodies):
@@ -57,6 +60,9 @@ def test_a_bad_line_is_answered_with_its_error_and_the_others_run(run, server):
         ({"vllm_xargs": {"duet_keep": [1.0, 1.0]}}, "vllm_xargs.duet_keep"),
         ({"n": 1000}, "n"),
         ({"messages": 5}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": [user("why? " * 6_000)]}, "messages"),
+        ({"max_completion_tokens": 9_999}, "max_completion_tokens"),
         ({"temperature": "warm"}, "temperature"),
     ]
     question = {"messages": [QUESTION]}

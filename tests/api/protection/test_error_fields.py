@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -123,6 +124,65 @@ def test_parts_of_messages(post, everything, part, below, ending):  # noqa: F811
         body = {"max_tokens": 4, "messages": [{"role": "user", "content": [WORDS, result]}]}
         check(post(route, body), f"messages[0].content[1].content[0].{below}", ending)
     assert not everything.engine.calls
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+HISTORY = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "found"},
+]
+
+
+def changed(call, path, value):
+    *above, last = path
+    inner = call = json.loads(json.dumps(call))
+    for key in above:
+        inner = inner[key]
+    inner[last] = value
+    return call
+
+
+@pytest.mark.parametrize(
+    "path", [("id",), ("type",), ("function", "name"), ("function", "arguments")], ids=lambda path: path[-1]
+)
+@pytest.mark.parametrize("value", [5, {"a": 1}, None], ids=str)
+def test_calls_of_tools(post, path, value):  # noqa: F811
+    assert post("/v1/chat/completions", {"messages": HISTORY}).status_code == 200
+    history = [HISTORY[0], {**HISTORY[1], "tool_calls": [changed(CALL, path, value)]}, HISTORY[2]]
+    check(post("/v1/chat/completions", {"messages": history}), f"messages[1].tool_calls[0].{'.'.join(path)}", "is ")
+
+
+def test_the_branch_of_a_message_is_that_of_its_role(post):  # noqa: F811
+    history = [*HISTORY[:2], {**HISTORY[2], "tool_call_id": 5}]
+    check(post("/v1/chat/completions", {"messages": history}), "messages[2].tool_call_id", "is 5, expected a string.")
+    body = {"messages": HISTORY, "add_generation_prompt": "x"}
+    check(post("/tokenize", body), "add_generation_prompt", "is 'x', expected")
+
+
+@pytest.mark.parametrize("user_", ["g", "/cat.jpg", "http://127.0.0.1/cat.jpg"])
+def test_only_the_source_of_a_picture_is_blamed_for_it(post, user_):  # noqa: F811
+    picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/cat.jpg"}}
+    body = {"user": user_, "messages": [user("http://127.0.0.1/cat.jpg", picture)]}
+    check(post("/v1/chat/completions", body), "messages[0].content[1].image_url.url", "is 'http://127.0.0.1/cat.jpg'")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_error_in_a_stream_is_spelled_alike(post, path):  # noqa: F811
+    answer = post(path, {**ROUTES[path], "stream": True, "logit_bias": {"999999": 1}})
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    error = json.loads(events[-1])["error"]
+    assert error["param"] == "logit_bias"
+    assert "(parameter=" not in error["message"]
+
+
+@pytest.mark.parametrize("where", ["name", "extra"])
+def test_a_body_too_deep_for_vllm_is_no_failure_of_the_server(post, where):  # noqa: F811
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    answer = post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi", where: deep}]})
+    assert answer.status_code in (200, 400), answer.text
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", BATCH, "/v1/completions", "/v1/responses", "/v1/messages"])

@@ -11,9 +11,11 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 from starlette.datastructures import State
 from vllm.entrypoints.launchers import run_batch as vllm_run_batch
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.run_batch import BatchRequestInput
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMValidationError
 
-from duet_server.api.error_spelling import blame
+from duet_server.api.error_spelling import blame, in_clients_words
 from duet_server.api.errors import Refusal, locate
 from duet_server.api.generation.handlers import replace_handlers
 from duet_server.api.generation.schema import DuetChatCompletionRequest
@@ -45,14 +47,14 @@ async def _init_state(engine_client: Any, state: State, args: Namespace, support
     state.openai_serving_chat = _BatchFileChat(state.openai_serving_chat, options)
 
 
-class _Line(vllm_run_batch.BatchRequestInput):
+class _Line(BatchRequestInput):
     """A line of the file. A chat's body stays as it is: our handler checks it, so a bad one does not end the run."""
 
     @field_validator("body", mode="plain")
     @classmethod
     def check_type_for_url(cls, value: Any, info: ValidationInfo) -> Any:
         is_chat = info.data["url"] == _ROUTE
-        return value if is_chat else vllm_run_batch.BatchRequestInput.check_type_for_url(value, info)
+        return value if is_chat else BatchRequestInput.check_type_for_url(value, info)
 
 
 class _BatchFileChat(DuetServingChat):
@@ -74,3 +76,6 @@ class _BatchFileChat(DuetServingChat):
         except Refusal as error:
             locate(error, body)
             raise
+        except VLLMValidationError as error:
+            message, param = in_clients_words(str(error), error.parameter, body)
+            return create_error_response(message, param=param)

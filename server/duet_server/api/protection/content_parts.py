@@ -15,14 +15,14 @@ from duet_server.api.errors import RequestRefusedError
 from duet_server.plan.errors import MISSING
 
 # Keys between a body and its parts, without indices: chats, tool results of Anthropic, Responses, token prompts.
-_DEEPEST = 7  # messages[0][0].content[0].content[0]
-_LISTS_OF_PARTS = (
-    ["messages", "content"],
-    ["messages", "content", "content"],
-    ["input", "content"],
-    ["content_parts"],
-    ["state", "content"],
-)
+_LISTS_OF_PARTS = {
+    ("messages", "content"),
+    ("messages", "content", "content"),
+    ("input", "content"),
+    ("input", "output"),
+    ("content_parts",),
+    ("state", "content"),
+}
 _PROMPTS = ("messages", "input", "prompt")
 _TEXT_OR_LIST = (str | list, "a string, or a list with at least one item")
 _FIELDS: dict[str, tuple[Any, str]] = {
@@ -44,30 +44,32 @@ def check_types(body: dict[str, Any]) -> None:
     """Raise RequestRefusedError if a field has not the type that vLLM's own checks take for granted."""
     for field, (types, expected) in _FIELDS.items():
         value = body.get(field)
-        is_empty = value == [] and field in _PROMPTS
-        if is_empty or (value is not None and not isinstance(value, types)):
+        is_empty = value == [] and field in _PROMPTS and not body.get("prompt_embeds")
+        may_be_null = field not in body or field != "messages"
+        if is_empty or not (isinstance(value, types) or (value is None and may_be_null)):
             raise _malformed(Place() / field, value, expected)
 
 
 def check_messages(place: Place, container: Container, route: str) -> None:
     """Raise RequestRefusedError if a list of messages, or of their parts, is not what the API of ``route`` defines."""
-    if not isinstance(container, list) or place.depth >= _DEEPEST:
+    if not isinstance(container, list):
         return
-    for i, item in enumerate(container if place.names == ["messages"] else ()):
-        if isinstance(item, dict):
-            _check_message(place / i, item)
-    for i, item in enumerate(container if place.names in _LISTS_OF_PARTS else ()):
-        _check_part(place / i, item, route)
+    if place.names == ("messages",):
+        for i, item in enumerate(container):
+            if isinstance(item, dict):
+                _check_message(place / i, item)
+    elif place.names in _LISTS_OF_PARTS:
+        for i, item in enumerate(container):
+            _check_part(place / i, item, route)
 
 
 def refuse_uuids(place: Place, container: Container) -> None:
     """Raise RequestRefusedError if a client names entries of vLLM's caches of media, which all clients share."""
     if isinstance(container, dict):
-        if place.names == ["features"] and container.get("mm_hashes"):
+        if place.names == ("features",) and container.get("mm_hashes"):
             raise RequestRefusedError("reserved_key", str(place / "mm_hashes"), container["mm_hashes"], _NO_KEYS)
         return
-    has_parts = place.depth < _DEEPEST and place.names in _LISTS_OF_PARTS
-    for i, part in enumerate(container if has_parts else ()):
+    for i, part in enumerate(container if place.names in _LISTS_OF_PARTS else ()):
         if isinstance(part, dict) and part.get("uuid") is not None:
             raise RequestRefusedError("reserved_key", str(place / i / "uuid"), part["uuid"], _NO_KEYS)
 
@@ -79,13 +81,24 @@ def _check_message(place: Place, message: dict[str, Any]) -> None:
     if not isinstance(calls, list | None):
         raise _malformed(place / "tool_calls", calls, "a list of objects")
     for i, call in enumerate(calls or ()):
-        if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
-            raise _malformed(place / "tool_calls" / i, call, "an object with id, type and function")
+        _check_call(place / "tool_calls" / i, call)
+
+
+def _check_call(place: Place, call: object) -> None:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or (function is None and call.get("type") != "custom"):
+        raise _malformed(place, call, "an object with id, type and function")
+    strings = [(place / key, call.get(key, MISSING)) for key in ("id", "type")]
+    if isinstance(function, dict):
+        strings += [(place / "function" / key, function.get(key, MISSING)) for key in ("name", "arguments")]
+    for where, value in strings:
+        if not isinstance(value, str) or value is MISSING:
+            raise _malformed(where, value, "a string")
 
 
 def _check_part(place: Place, part: object, route: str) -> None:
     if isinstance(part, dict):
-        _check_texts(place, part)
+        _check_texts(place, part, route)
         _check_type(place, part, route)
         _check_source(place, part)
         _check_detail(place, part)
@@ -93,9 +106,11 @@ def _check_part(place: Place, part: object, route: str) -> None:
         raise _malformed(place, part, "an object with a type")
 
 
-def _check_texts(place: Place, part: dict[str, Any]) -> None:
+def _check_texts(place: Place, part: dict[str, Any], route: str) -> None:
     if part.get("type") in ("text", "input_text", "output_text") and "text" not in part:
         raise _malformed(place / "text", MISSING, "a string")
+    if part.get("type") == "text" and part["text"] is None and route.startswith("/v1/messages"):
+        raise _malformed(place / "text", None, "a string")
     for key in _TEXTS:
         if not isinstance(part.get(key), str | None):
             raise _malformed(place / key, part[key], "a string")

@@ -13,14 +13,14 @@ from typing import Any
 
 import pybase64
 import regex
-from fastapi import Request
 
-from duet_server.api.body_walk import ENGINE_FIELDS, Container, Place, items_of, remember_body, walk
+from duet_server.api.body_walk import ENGINE_FIELDS, Container, Place, items_of, walk
 from duet_server.api.errors import RequestRefusedError
 from duet_server.api.protection.content_parts import check_messages, check_types, refuse_uuids
 
 RESERVED_PREFIX = "duet_"
 FIELD = "compression"
+_LETTERS = frozenset(FIELD)
 _FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, as keys and tensors in base64
 _NUM_ANSWERS = ("n", "best_of")
 _HALF_OF_A_PAIR = regex.compile(r"[\ud800-\udfff]")
@@ -37,16 +37,6 @@ _COMPRESSING_ROUTES = {
 }
 
 
-async def check_json_request(raw_request: Request) -> None:
-    """Raise RequestRefusedError if :func:`check_body` refuses a request's body."""
-    try:
-        body = await raw_request.json()  # already parsed: Starlette keeps the result
-    except ValueError:
-        return  # not JSON: the route answers that
-    remember_body(raw_request.scope, body)
-    check_body(body, raw_request.scope["route"].path, raw_request.app.state.duet.options)
-
-
 def check_body(body: object, route: str, options: Any) -> None:
     """Raise RequestRefusedError if no route, or not this one, may be sent this body.
 
@@ -61,7 +51,8 @@ def check_body(body: object, route: str, options: Any) -> None:
         refuse_many_answers(body, options.max_n)
     for place, container in walk(body):
         refuse_half_characters(place, container)
-        refuse_reserved_keys(place, container)
+        if isinstance(container, dict):
+            refuse_reserved_keys(place, container)
         if not options.trust_uuids:
             refuse_uuids(place, container)
         check_messages(place, container, route)
@@ -69,9 +60,9 @@ def check_body(body: object, route: str, options: Any) -> None:
         check_types(body)
 
 
-def refuse_reserved_keys(place: Place, container: Container) -> None:
+def refuse_reserved_keys(place: Place, container: dict[str, Any]) -> None:
     """Raise RequestRefusedError if an object sets a reserved key."""
-    for key, value in container.items() if isinstance(container, dict) else ():
+    for key, value in container.items():
         if place.in_engine_field and key.startswith(RESERVED_PREFIX):
             raise _reserved(place / key, value)
         if key in _FEATURES and _has_reserved_features(value):
@@ -93,11 +84,12 @@ def refuse_near_misses(body: dict[str, Any]) -> None:
     vLLM passes over unknown fields, so the request would be answered without compression.
     """
     for key, value in body.items():
-        if key != FIELD and get_close_matches(key.lower(), [FIELD], cutoff=0.85):
+        may_be_near = abs(len(key) - len(FIELD)) <= 1 and len(_LETTERS.intersection(key.lower())) >= len(_LETTERS) - 1
+        if may_be_near and key != FIELD and get_close_matches(key.lower(), [FIELD], cutoff=0.93):
             raise RequestRefusedError("unsupported", key, value, f"the name {FIELD}")
     for key in _UNPACKED:
         below = body.get(key)
-        if isinstance(below, dict) and FIELD in below:
+        if isinstance(below, dict) and below.get(FIELD) is not None:
             expected = f"{FIELD} in the body itself, beside model"
             raise RequestRefusedError("unsupported", f"{key}.{FIELD}", below[FIELD], expected)
 

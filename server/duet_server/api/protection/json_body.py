@@ -8,8 +8,9 @@ from fastapi import Request, Response
 from fastapi.exception_handlers import http_exception_handler
 from starlette.exceptions import HTTPException
 
+from duet_server.api.body_walk import remember_body
 from duet_server.api.errors import RequestRefusedError, refuse
-from duet_server.api.protection.guard import check_json_request
+from duet_server.api.protection.guard import check_body
 from duet_server.plan.errors import MISSING, Words
 
 _JSON = "application/json"
@@ -26,11 +27,20 @@ async def check_json_body(raw_request: Request) -> None:
     if not await raw_request.body():
         raise RequestRefusedError("malformed", "body", Words("empty"), "a JSON object")
     try:
-        await raw_request.json()  # Starlette keeps the result
+        body = await raw_request.json()  # Starlette keeps the result
     except (ValueError, RecursionError) as error:
         if refusal := unreadable(error):
             raise refusal from error
-    await check_json_request(raw_request)
+        return  # no JSON: FastAPI says where
+    remember_body(raw_request.scope, body)
+    check_body(body, raw_request.scope["route"].path, raw_request.app.state.duet.options)
+
+
+async def refuse_nested(request: Request, error: Exception) -> Response:
+    """Exception handler of RecursionError: what a client sent was too deep for vLLM, too."""
+    refusal = unreadable(error)
+    assert refusal is not None, f"{error=}"
+    return await refuse(request, refusal)
 
 
 async def refuse_unreadable(request: Request, error: Exception) -> Response:

@@ -17,6 +17,11 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 class DuetH11Protocol(H11Protocol):
     """One answer to each request, whatever it offers."""
 
+    def data_received(self, data: bytes) -> None:
+        """Ignore what follows a request that said it would be the last one: an empty line would cost the answer."""
+        if self.conn.their_state is not h11.MUST_CLOSE:
+            super().data_received(data)
+
     def handle_events(self) -> None:
         """Skip empty lines before a request (RFC 9112, 2.2): some clients send one behind a body."""
         if self.conn.their_state is h11.IDLE:
