@@ -116,10 +116,10 @@ class Speaker:
         asked = self._ask()
         return [post(asked.id, INNER, path, **headers), INNER], [Asked(asked.id, status)]
 
-    def old(self, headers: dict[str, str]) -> tuple[list[bytes], list[Asked]]:
+    def old(self, headers: dict[str, str], *behind: bytes) -> tuple[list[bytes], list[Asked]]:
         asked = self._ask()
         body = chat(asked.text)
-        return [message("POST /v1/chat/completions HTTP/1.0", asked.id, headers, body) + body], [asked]
+        return [message("POST /v1/chat/completions HTTP/1.0", asked.id, headers, body) + body, *behind], [asked]
 
     def pipelined(self) -> tuple[list[bytes], list[Asked]]:
         several = [self._ask() for _ in range(3)]
@@ -151,6 +151,7 @@ KINDS: dict[str, Callable[[Speaker], tuple[list[bytes], list[Asked]]]] = {
     "100-continue": lambda speaker: speaker.offer({"Expect": "100-continue"}, apart=True),
     "HTTP/1.0": lambda speaker: speaker.old({}),
     "HTTP/1.0 keep-alive": lambda speaker: speaker.old({"Connection": "keep-alive"}),
+    "HTTP/1.0, then an empty line": lambda speaker: speaker.old({}, b"\r\n"),
     "pipelined": Speaker.pipelined,
     "empty line behind a body": lambda speaker: speaker.offer({}, apart=False, behind=b"\r\n"),
     "empty line before a request": lambda speaker: speaker.offer({}, apart=True, before=b"\r\n"),
