@@ -34,12 +34,16 @@ class DuetScheduler(AsyncScheduler):
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             assert isinstance(manager, SegmentManager), type(manager)
             manager.plans = self.plans
-        # vLLM accepts a limit of scheduled tokens above the step's size, and keeps both.
-        self.step_tokens = min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
         self.num_patches = llava_shape(self.vllm_config.model_config.hf_config, boundaries).vision.num_patches
         self.passed_since: dict[str, int] = {}  # by request id, the first step that had no room for the prompt
         self._own_step = 0  # the last step in which the running requests paused
         self._last_to_admit: str | None = None  # the request behind which nobody is admitted
+
+    @property
+    def step_tokens(self) -> int:
+        """The most tokens of a step. vLLM accepts a limit of scheduled tokens above the step's size, and keeps both."""
+        limit: int = self.max_num_scheduled_tokens
+        return min(limit, self.scheduler_config.max_num_batched_tokens)
 
     def add_request(self, request: Request) -> None:
         try:
@@ -94,7 +98,7 @@ class DuetScheduler(AsyncScheduler):
         manager = self.kv_cache_manager
         num_tokens = request.num_prompt_tokens
         num_blocks = sum(
-            segment.get_num_blocks_to_allocate(request.request_id, num_tokens, (), num_tokens, 0, num_tokens)
+            segment.get_num_blocks_to_allocate(request.request_id, num_tokens, (), 0, 0, num_tokens)
             for segment in manager.coordinator.single_type_managers
         )
         return num_blocks + manager.watermark_blocks <= manager.block_pool.get_num_free_blocks()
