@@ -19,7 +19,7 @@ class Worker(WorkerMixin, VllmWorker):
 
 
 def test_a_worker_sleeps_soon_after_a_message(monkeypatch):
-    monkeypatch.setattr(SpinCondition, "__init__", SpinCondition.__init__)  # pytest puts vLLM's back
+    monkeypatch.setattr(SpinCondition.__init__, "__defaults__", (1,))  # vLLM's; pytest puts the old value back
     Worker().init_device()
     queue = MessageQueue(1, 1, max_chunk_bytes=1024)
     assert MessageQueue.create_from_handle(queue.export_handle(), 0)._spin_condition.busy_loop_s == SPIN_S < 1

@@ -1,6 +1,5 @@
 """DUET's additions to vLLM's workers, the same for every device."""
 
-from functools import partialmethod
 from typing import Any
 
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
@@ -18,7 +17,7 @@ class WorkerMixin:
     def init_device(self: Any) -> None:
         super().init_device()  # type: ignore[misc]
         # The worker's process opens its queue after this.
-        SpinCondition.__init__ = partialmethod(SpinCondition.__init__, busy_loop_s=SPIN_S)
+        SpinCondition.__init__.__defaults__ = (SPIN_S,)  # of busy_loop_s
         # vLLM's worker names the class of its V1 runner in its code, so the class is replaced afterwards. The V2 runner
         # gets its hooks from the model instead.
         if not self.vllm_config.use_v2_model_runner:
