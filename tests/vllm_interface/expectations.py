@@ -68,7 +68,7 @@ vllm.renderers.online_renderer.OnlineRenderer
 vllm.renderers.base.BaseRenderer
     _executor _tokenize_prompt_async tokenizer
 vllm.entrypoints.openai.chat_completion.serving.OpenAIServingChat
-    default_sampling_params engine_client online_renderer override_max_tokens renderer
+    engine_client online_renderer renderer
 vllm.entrypoints.openai.responses.serving.OpenAIServingResponses
     online_renderer
 vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest

@@ -45,15 +45,8 @@ _NAMES_OF_A_FIELD = (
     ("previous_response_id", "response_id"),
 )
 _PROMPT_FIELDS = ("messages", "input", "prompt", "content_parts")
-_PARTS_OF_A_PROMPT = (
-    "image",
-    "video",
-    "audio",
-    "input",
-    "input_text",
-    "input_tokens",
-    "type",
-)  # vLLM's names, no client's
+# vLLM's names, no client's
+_PARTS_OF_A_PROMPT = ("image", "video", "audio", "input", "input_text", "input_tokens", "type")
 _PLAIN_WORDS = {
     "a valid dictionary": "an object",
     "a valid list": "a list",
@@ -173,7 +166,7 @@ async def refuse_wrong_type(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(answer.model_dump(), HTTPStatus.BAD_REQUEST)
 
 
-def blame(errors: Sequence[Error], body: object, above: str = "") -> tuple[str, str]:
+def blame(errors: Sequence[Error], body: object) -> tuple[str, str]:
     """The field to blame and a sentence about it, from pydantic's errors about ``body``.
 
     A union has errors of every branch. The client meant one whose types are those of the body; among several, the one
@@ -182,7 +175,6 @@ def blame(errors: Sequence[Error], body: object, above: str = "") -> tuple[str, 
     Args:
         errors: pydantic's ``errors()``.
         body: what the client sent.
-        above: the body's own place if it is part of a larger one.
     """
     branches: dict[tuple[Any, ...], list[_Found]] = {}
     for error in errors:
@@ -196,7 +188,7 @@ def blame(errors: Sequence[Error], body: object, above: str = "") -> tuple[str, 
     kinds = {error["type"] for other, error in likely if other == keys}
     every = [found for branch in meant for found in branch]
     blamed = [error for other, error in every if other == keys and error["type"] in kinds]
-    field = path_of([above, *keys] if above else keys) or "body"
+    field = path_of(keys) or "body"
     return _field_of(blamed[0]) or field, _sentence(field, blamed)
 
 

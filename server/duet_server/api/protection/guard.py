@@ -17,9 +17,9 @@ import regex
 from duet_server.api.body_walk import ENGINE_FIELDS, Container, Place, items_of, walk
 from duet_server.api.errors import RequestRefusedError
 from duet_server.api.protection.content_parts import check_messages, check_types, refuse_uuids
+from duet_server.plan.resolve import FIELD
 
 RESERVED_PREFIX = "duet_"
-FIELD = "compression"
 _LETTERS = frozenset(FIELD)
 _FEATURES = ("kwargs_data", "mm_metadata")  # of /inference/v1/generate: processed images, as keys and tensors in base64
 _NUM_ANSWERS = ("n", "best_of")
