@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
+import time
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -12,6 +15,7 @@ import pytest_asyncio
 from starlette.routing import WebSocketRoute
 
 from benchmarks.robustness.transport import INNER, KINDS, Speaker, answers_in, chat, converse, converse_all, post
+from duet_server.api.transport import lingering_close
 from tests.api.listening import listening
 from tests.api.stand_in import stand_in_server
 from tests.serving.picture_host import write_certificate
@@ -111,6 +115,49 @@ async def test_after_a_body_that_is_too_large_the_connection_is_closed(url):
     assert await statuses(url, post("a", b" " * 10_001) + LIVE) == [413]
 
 
+def ask_in_turn(url, packets, context=None):
+    """All that a client receives that writes everything before it reads, as most do. It pauses between packets."""
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port))
+    with context.wrap_socket(connection) if context else connection as connection:
+        for packet in packets:
+            connection.sendall(packet)
+            time.sleep(0.05)
+        return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+LARGE = b" " * 20_000_000
+CLOSING = {
+    "a body that is too large": ([post("a", LARGE), LARGE], 413),
+    "a body that is too large, in one packet": ([post("a", LARGE) + LARGE], 413),
+    "chunks that are too many": ([framed(b"", b"Transfer-Encoding: chunked"), chunked(LARGE)], 413),
+    "what cannot be parsed": ([LIVE.replace(b"Host:", b"Host :"), LARGE, LARGE], 400),
+    "what follows the last request": ([LAST, b"\r\n", LIVE, LARGE], 200),
+}
+
+
+@pytest.mark.parametrize("case", CLOSING)
+async def test_a_client_that_still_sends_can_read_the_last_answer(case, url):
+    packets, status = CLOSING[case]
+    received = await asyncio.to_thread(ask_in_turn, url, packets)
+    assert [answer.status for answer in answers_in(received)] == [status]
+
+
+@pytest.mark.parametrize(("limit", "more"), [("QUIET_S", b""), ("LONGEST_S", b"\r\n")])
+async def test_no_client_keeps_a_connection_for_long(limit, more, url, limited, monkeypatch):
+    monkeypatch.setattr(lingering_close, limit, 0.5)
+    connections = limited.app.state.server.server_state.connections
+    reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+    writer.write(LAST)
+    assert answers_in(await reader.read())
+    assert connections
+    async with asyncio.timeout(10):
+        while connections:
+            writer.write(more)
+            await asyncio.sleep(0.02)
+    writer.close()
+
+
 async def test_a_malformed_body_behind_its_answer_ends_the_connection(url):
     head = framed(b"", b"Transfer-Encoding: chunked").replace(b"/v1/chat/completions", b"/v1/nothing")
     assert await statuses(url, head, b"5\r\nabcde\r\nzz\r\n" + LIVE) == [404]
@@ -165,3 +212,6 @@ async def test_tls_is_still_tls(limited, tmp_path):
             session.get("/health/live") as answer,
         ):
             assert answer.status == 200
+        packets, status = CLOSING["a body that is too large"]
+        received = await asyncio.to_thread(ask_in_turn, url, packets, trusting)
+        assert [answer.status for answer in answers_in(received)] == [status]

@@ -6,10 +6,14 @@ HTTP client offers HTTP/2 with each request, and its body would be lost, or take
 
 from __future__ import annotations
 
+import asyncio
+
 import h11
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from duet_server.api.transport.lingering_close import LingeringTransport
 
 _FRAMING = (b"content-length", b"transfer-encoding")
 
@@ -17,9 +21,20 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 class DuetH11Protocol(H11Protocol):
     """One answer to each request, whatever it offers."""
 
+    transport: LingeringTransport  # type: ignore[assignment]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(LingeringTransport(transport, self._has_all))  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport.stop_waiting()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Ignore what follows a request that said it would be the last one: an empty line would cost the answer."""
-        if self.conn.their_state is not h11.MUST_CLOSE:
+        if self.transport.is_closing():
+            self.transport.wait()
+        elif self.conn.their_state is not h11.MUST_CLOSE:
             super().data_received(data)
 
     def handle_events(self) -> None:
@@ -35,12 +50,20 @@ class DuetH11Protocol(H11Protocol):
         is_websocket = self.scope["method"] == "GET" and self._get_upgrade() == b"websocket"
         return is_websocket and not body and self._should_upgrade_to_ws()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Give a WebSocket the connection itself: its protocol closes in stages of its own."""
+        self.transport = self.transport.transport  # type: ignore[assignment]
+        super().handle_websocket_upgrade(event)
+
     def send_400_response(self, msg: str) -> None:
         """Answer a request that cannot be parsed, unless its answer has begun: then only the connection ends."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
             self.transport.close()
+
+    def _has_all(self) -> bool:
+        return self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
 
 def parsed_by_h11(app: ASGIApp, state: State) -> ASGIApp:
