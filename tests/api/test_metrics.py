@@ -84,6 +84,17 @@ def test_refusals_count_by_reason_and_nothing_else(chat, counted, fields, reason
     assert counted() == {("duet_rejected_requests_total", reason): 1}
 
 
+def test_a_value_that_python_cannot_use_is_a_refusal_too(chat, counted, server, monkeypatch):
+    def fail(*args, **kwargs):
+        raise TypeError("unhashable type: 'list'")
+
+    monkeypatch.setattr(server.app.state.openai_serving_chat, "create_chat_completion", fail)
+    assert chat().json()["error"]["message"] == (
+        "body is malformed, expected values of the types that /openapi.json shows."
+    )
+    assert counted() == {("duet_rejected_requests_total", "malformed"): 1}
+
+
 def test_a_plan_does_not_count_as_a_request(chat, counted):
     assert chat(path="/v1/compression/plan", compression="light").status_code == 200
     assert counted() == {}

@@ -161,6 +161,7 @@ def invalid_part(error: ValidationError, field: str) -> RequestRefusedError:
 async def refuse_wrong_type(request: Request, error: Exception) -> JSONResponse:
     """Exception handler of TypeError, which vLLM would answer with Python's words."""
     logger.warning("A request ended in a TypeError.", exc_info=error)
+    request.app.state.duet.metrics.count_rejected("malformed")
     expected = "values of the types that /openapi.json shows"
     answer = create_error_response(str(SettingsError("body", Words("malformed"), expected)), param="body")
     return JSONResponse(answer.model_dump(), HTTPStatus.BAD_REQUEST)

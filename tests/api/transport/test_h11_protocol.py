@@ -158,6 +158,15 @@ async def test_no_client_keeps_a_connection_for_long(limit, more, url, limited, 
     writer.close()
 
 
+async def test_a_route_may_write_on_after_the_end(url):
+    _, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+    transport = lingering_close.LingeringTransport(writer.transport, lambda: True)
+    transport.close()
+    transport.write(b"more")
+    assert not writer.transport.get_write_buffer_size()
+    writer.close()
+
+
 async def test_a_malformed_body_behind_its_answer_ends_the_connection(url):
     head = framed(b"", b"Transfer-Encoding: chunked").replace(b"/v1/chat/completions", b"/v1/nothing")
     assert await statuses(url, head, b"5\r\nabcde\r\nzz\r\n" + LIVE) == [404]

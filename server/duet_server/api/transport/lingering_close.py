@@ -34,6 +34,11 @@ class LingeringTransport:
     def is_closing(self) -> bool:
         return self._deadline is not None or self.transport.is_closing()
 
+    def write(self, data: bytes) -> None:
+        """Write, unless the server's side has ended: a route may not know yet."""
+        if not self.is_closing():
+            self.transport.write(data)
+
     def close(self) -> None:
         """End the server's side now, and the connection when the client ends its own."""
         if self.is_closing():
