@@ -92,7 +92,9 @@ class _TypedMarks(BaseRenderer[Any]):
     def _check_count(self, text: str, media: Mapping[str, Any]) -> None:
         """Raise RequestRefusedError if a mark came in otherwise, as in the description of a tool."""
         images: Any = media.get("image")
-        for mark in self.marks if isinstance(images, list) and images and is_served(self.config) else ():
+        if not (isinstance(images, list) and images and is_served(self.config)):
+            return
+        for mark in self.marks:
             if len(images) < text.count(mark.text):
                 raise _refused(mark)
 

@@ -45,8 +45,8 @@ def check_types(body: dict[str, Any]) -> None:
     for field, (types, expected) in _FIELDS.items():
         value = body.get(field)
         is_empty = value == [] and field in _PROMPTS and not body.get("prompt_embeds")
-        may_be_null = field not in body or field != "messages"
-        if is_empty or not (isinstance(value, types) or (value is None and may_be_null)):
+        is_absent = field not in body or (value is None and field != "messages")  # vLLM takes null for absent elsewhere
+        if is_empty or not (is_absent or isinstance(value, types)):
             raise _malformed(Place() / field, value, expected)
 
 
