@@ -14,7 +14,6 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -24,14 +23,14 @@ import torch
 
 from benchmarks.model import MODEL_DIR_HELP, MODELS, BenchmarkModel
 from duet_server.engine.timer import Timer
-from duet_server.plan import CompressionSettings, kv_bytes, presets
+from duet_server.plan import CompressionSettings, ModelShape, kv_bytes, make_layout, make_plan, presets
 from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
 from duet_training import random_llava
 
 # (stage, where the engine looks the function up, function). An uncompressed step (off) calls only the last one.
 STAGE_FUNCTIONS = (
-    ("stage1", "duet_server.engine.vision_stage", "cls_score"),
-    ("stage1", "duet_server.engine.models.llava", "cut"),
+    ("stage1", "duet_server.engine.backbones.llava:Llava", "score"),
+    ("stage1", "duet_server.engine.model", "cut"),
     ("stage2", "duet_server.engine.text_stage", "surviving_rows"),
     ("stage2", "duet_server.engine.text_stage", "gather_rows"),
     ("stage2", "duet_server.engine.current_step:CurrentStep", "begin"),
@@ -39,6 +38,7 @@ STAGE_FUNCTIONS = (
 MODEL_METHODS = ("embed_multimodal", "forward")
 NAMES = ("stage1", "stage2", "model")
 IMAGE_TOKEN_ID = 4
+TEXT_BEFORE = 8  # text tokens before the picture
 MAX_STEP_TOKENS = 4096
 
 
@@ -100,9 +100,9 @@ def measure_stages(
     clocks = Clocks(on_gpu=torch.cuda.is_available())
     _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
     for round_idx in range(-1, rounds):  # the first round is a warm-up
-        uncompressed = _prefill(llm, clocks, settings["off"], num_text, batch_size, rng)["model"]
+        uncompressed = _prefill(llm, clocks, model.shape, settings["off"], num_text, batch_size, rng)["model"]
         for mode in modes:
-            seconds = _prefill(llm, clocks, settings[mode], num_text, batch_size, rng)
+            seconds = _prefill(llm, clocks, model.shape, settings[mode], num_text, batch_size, rng)
             if round_idx >= 0:
                 shares[mode].append({name: seconds.get(name, 0.0) / uncompressed for name in NAMES})
     return {mode: {name: statistics.median(s[name] for s in shares[mode]) for name in NAMES} for mode in modes}
@@ -135,28 +135,38 @@ def _wrap(clocks: Clocks, model: Any) -> None:
 
 
 def _prefill(
-    llm: Any, clocks: Clocks, settings: CompressionSettings, num_text: int, batch_size: int, rng: np.random.Generator
+    llm: Any,
+    clocks: Clocks,
+    shape: ModelShape,
+    settings: CompressionSettings,
+    num_text: int,
+    batch_size: int,
+    rng: np.random.Generator,
 ) -> dict[str, float]:
     """Seconds by name for one batch, up to its first output tokens."""
     from vllm import SamplingParams
 
     clocks.take()
     # All text tokens guide. A real question has fewer salient ones, so stage 2's share is an upper bound.
-    extra_args = encode_extra_args(replace(settings, guide="all")) if settings.drops else None
+    entering = settings.num_entering(shape.num_patches)
+    plan = make_plan(make_layout(num_text + entering, [(TEXT_BEFORE, TEXT_BEFORE + entering)]), settings.keep, ())
+    extra_args = encode_extra_args(plan, "all") if settings.drops else None
     sampling = SamplingParams(temperature=0, max_tokens=1, extra_args=extra_args)
-    llm.generate([_prompt(settings, num_text, rng) for _ in range(batch_size)], sampling, use_tqdm=False)
+    llm.generate([_prompt(shape, settings, num_text, rng) for _ in range(batch_size)], sampling, use_tqdm=False)
     return clocks.take()
 
 
-def _prompt(settings: CompressionSettings, num_text: int, rng: np.random.Generator) -> dict[str, Any]:
+def _prompt(
+    shape: ModelShape, settings: CompressionSettings, num_text: int, rng: np.random.Generator
+) -> dict[str, Any]:
     from PIL import Image
 
     size = random_llava.TOWER_SIZES["image_size"]
     text = [int(token) for token in rng.integers(40, 200, num_text)]
     return {
-        "prompt_token_ids": [*text[:8], IMAGE_TOKEN_ID, *text[8:]],
+        "prompt_token_ids": [*text[:TEXT_BEFORE], IMAGE_TOKEN_ID, *text[TEXT_BEFORE:]],
         "multi_modal_data": {"image": Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))},
-        "mm_processor_kwargs": encode_processor_kwargs(settings),
+        "mm_processor_kwargs": encode_processor_kwargs(settings, shape),
     }
 
 

@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in PRESETS}
     for step in range(args.steps + 1):  # the first step is a warm-up
         for name in PRESETS:
-            entering = settings[name].num_entering(shape.vision.num_patches)
+            entering = settings[name].num_entering(shape.num_patches)
             batch = make_batch(model, args.batch_size, args.text, entering, args.seed + step)
             seconds[name].append(step_seconds(model, optimizer, batch, settings[name]))
         print(f"{step}/{args.steps}", {name: round(times[-1], 3) for name, times in seconds.items()}, flush=True)
@@ -124,8 +124,8 @@ def report(figures: dict[str, Any], savings: dict[str, Sequence[float]]) -> str:
 
 def _flops(shape: Any, settings: CompressionSettings, num_text: int) -> float:
     """FLOPs of one sample's forward pass, including tower and projector."""
-    counts = settings.segment_counts(shape.vision.num_patches)
-    return prefill_flops(shape, [count + num_text for count in counts], 1, counts[0])
+    counts = settings.segment_counts(shape.num_patches)
+    return prefill_flops(shape, [count + num_text for count in counts], [shape.num_patches], counts[0])
 
 
 def _wait(device: torch.device) -> None:

@@ -12,6 +12,7 @@ from duet_kernels.keep import keep_highest
 from duet_kernels.merge import clusters, select_and_merge
 from duet_kernels.place_rows import BlockTables, SegmentBuffers, place_rows
 from duet_kernels.ranked_rows import RankedRows, RankedRowsBuilder
+from duet_kernels.received_score import received_score
 
 __all__ = [
     "BlockTables",
@@ -25,6 +26,7 @@ __all__ = [
     "implementation",
     "keep_highest",
     "place_rows",
+    "received_score",
     "select_and_merge",
     "to_device",
     "to_device_at_once",

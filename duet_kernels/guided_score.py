@@ -48,11 +48,11 @@ def _reference(query: torch.Tensor, key: torch.Tensor, ranked: RankedRows, scale
 def _request_score(query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:
     (num_queries, num_heads, _), (num_keys, num_kv_heads, _) = query.shape, key.shape
     score, key = key.new_zeros(num_keys, dtype=torch.float32), key.float()
-    is_later = torch.arange(num_keys, device=key.device) > positions[:, None]
+    key_idx = torch.arange(num_keys, device=key.device)
     for rows in torch.arange(num_queries).split(max(1, MAX_LOGITS // (num_heads * max(num_keys, 1)))):
         block = query[rows].float().unflatten(1, (num_kv_heads, -1))
         logits = torch.einsum("qhgd,khd->hgqk", block, key) * scale
-        score += logits.masked_fill(is_later[rows], -torch.inf).softmax(dim=-1).sum(dim=(0, 1, 2))
+        score += logits.masked_fill(key_idx > positions[rows, None], -torch.inf).softmax(dim=-1).sum(dim=(0, 1, 2))
     return score / (num_heads * max(num_queries, 1))
 
 
@@ -122,6 +122,28 @@ def _log_sum_exp_kernel(
     tl.store(lse_ptr + slot, peak + tl.log2(total), mask=is_query)
 
 
+@triton.jit(do_not_specialize=["position_ptr", "total_queries"])
+def _merge_splits_kernel(
+    position_ptr,
+    lse_ptr,  # [splits, heads, queries]; the first split gets the log-sum-exp over all splits
+    total_queries,
+    BLOCK_QUERIES: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr,
+):
+    """One block of guiding rows, one head. A row reads the splits up to its own position, since no others are set."""
+    row = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    is_query = row < total_queries
+    last_split = tl.load(position_ptr + row, mask=is_query, other=-1).to(tl.int32) // SPLIT_KEYS
+    lse_ptr += tl.program_id(1).to(tl.int64) * total_queries + row
+    split_stride = tl.num_programs(1).to(tl.int64) * total_queries
+    lse = tl.load(lse_ptr, mask=is_query, other=0.0)
+    for split in range(1, tl.max(last_split) + 1):
+        more = tl.load(lse_ptr + split * split_stride, mask=is_query & (split <= last_split), other=float("-inf"))
+        peak = tl.maximum(lse, more)
+        lse = peak + tl.log2(tl.exp2(lse - peak) + tl.exp2(more - peak))
+    tl.store(lse_ptr, lse, mask=is_query)
+
+
 @triton.jit(
     do_not_specialize=[
         "cu_queries_ptr",
@@ -143,7 +165,7 @@ def _attention_kernel(
     pool_start_ptr,
     pool_length_ptr,
     pool_request_ptr,
-    lse_ptr,  # [splits, heads, queries]
+    lse_ptr,  # [heads, queries]: the first split, which holds all of them
     attention_ptr,  # [heads, keys]
     query_stride,
     query_head_stride,
@@ -174,7 +196,6 @@ def _attention_kernel(
 
     query_ptr += head.to(tl.int64) * query_head_stride + first_query * query_stride
     key_ptrs = key_ptr + column * key_stride + (head // GROUP).to(tl.int64) * key_head_stride
-    split_stride = tl.num_programs(1).to(tl.int64) * total_queries
     lse_ptr += head.to(tl.int64) * total_queries + first_query
     attention = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
     for first in range(0, num_queries, BLOCK_QUERIES):
@@ -184,10 +205,6 @@ def _attention_kernel(
         query_ptrs = query_ptr + query_idx.to(tl.int64) * query_stride
         logits = _logits(query_ptrs, is_query, key_ptrs, is_key, HEAD_DIM, CHUNK) * scale
         lse = tl.load(lse_ptr + query_idx, mask=is_query, other=0.0)
-        for split in range(1, tl.max(position) // SPLIT_KEYS + 1):
-            more = tl.load(lse_ptr + split * split_stride + query_idx, mask=is_query, other=0.0)
-            peak = tl.maximum(lse, more)
-            lse = peak + tl.log2(tl.exp2(lse - peak) + tl.exp2(more - peak))
         logits = tl.where(key_idx[None, :] <= position[:, None], logits - lse[:, None], float("-inf"))
         attention += tl.exp2(logits)
     tl.store(attention_ptr + head.to(tl.int64) * total_keys + column, tl.sum(attention, axis=0), mask=is_key)
@@ -261,6 +278,14 @@ def _triton(query: torch.Tensor, key: torch.Tensor, ranked: RankedRows, scale: f
     }
     num_blocks = triton.cdiv(ranked.max_queries, BLOCK_QUERIES) * num_splits
     _log_sum_exp_kernel[num_blocks, num_heads, num_requests](**shared, num_splits=num_splits, num_stages=3)
+    if num_splits > 1:
+        _merge_splits_kernel[triton.cdiv(num_queries, BLOCK_QUERIES), num_heads](
+            position_ptr=ranked.query_positions,
+            lse_ptr=lse,
+            total_queries=num_queries,
+            BLOCK_QUERIES=BLOCK_QUERIES,
+            SPLIT_KEYS=SPLIT_KEYS,
+        )
     _attention_kernel[triton.cdiv(ranked.max_pool, BLOCK_KEYS), num_heads, num_pools](
         **shared,
         pool_start_ptr=ranked.pool_start,

@@ -115,6 +115,7 @@ def _assign_kernel(
     image_stride,
     row_stride,
     dim_stride,
+    FIRST_PATCH: tl.constexpr,  # the row of patch 0: 1 behind CLS, else 0
 ):
     """One image: the places of one block of patches, and the anchors that one block of candidates joins."""
     image = tl.program_id(0).to(tl.int64)
@@ -134,7 +135,7 @@ def _assign_kernel(
 
     if (num_anchors > 0) & (first < num_candidates):
         step, by_place = tl.load(table_ptr + 3).to(tl.int32), tl.load(table_ptr + 4) != 0
-        metric_ptr += image * image_stride + row_stride  # skip CLS
+        metric_ptr += image * image_stride + FIRST_PATCH * row_stride
         place = first + tl.arange(0, ASSIGN_BLOCK)
         is_candidate = place < num_candidates
         member = _candidate_at(place, is_candidate, by_place, rank_ptr, by_score_ptr, num_patches, num_dominant)
@@ -196,6 +197,7 @@ def _tokens_kernel(
     nearest_ptr,  # [B, N]
     hidden_ptr,
     tokens_ptr,  # [rows, dim]
+    places_ptr,  # [rows]: the patch that each row stands at, -1 for CLS
     num_copied,
     num_copy_programs,
     num_patches,
@@ -203,6 +205,7 @@ def _tokens_kernel(
     image_stride,
     row_stride,
     dim_stride,
+    FIRST_PATCH: tl.constexpr,  # the row of patch 0: 1 behind CLS, else 0
 ):
     """One block of columns of a block of copied rows, or of one contextual row."""
     d = tl.program_id(1) * DIM_BLOCK + tl.arange(0, DIM_BLOCK)
@@ -215,43 +218,48 @@ def _tokens_kernel(
         is_item = items < num_copied
         images = tl.load(rows_ptr + 2 * items, mask=is_item, other=0)
         slots = tl.load(rows_ptr + 2 * items + 1, mask=is_item, other=0)
-        # CLS is slot 0 and row 0; patch p is row p + 1.
-        patches = tl.load(order_ptr + images * num_patches + slots - 1, mask=is_item & (slots > 0), other=-1)
-        sources = images * image_stride + (patches + 1).to(tl.int64) * row_stride
-        targets = (tl.load(table_ptr + images * TABLE_FIELDS + 5, mask=is_item, other=0) + slots) * dim
+        # CLS, if there is one, is slot 0 and row 0.
+        is_patch = is_item & (slots >= FIRST_PATCH)
+        patches = tl.load(order_ptr + images * num_patches + slots - FIRST_PATCH, mask=is_patch, other=-1)
+        sources = images * image_stride + (patches + FIRST_PATCH).to(tl.int64) * row_stride
+        targets = tl.load(table_ptr + images * TABLE_FIELDS + 5, mask=is_item, other=0) + slots
         is_real = is_item[:, None] & is_dim[None, :]
         rows = tl.load(hidden_ptr[None, :] + sources[:, None], mask=is_real)
-        tl.store(tokens_ptr[None, :] + targets[:, None], rows, mask=is_real)
+        tl.store(tokens_ptr[None, :] + (targets * dim)[:, None], rows, mask=is_real)
+        if tl.program_id(1) == 0:
+            tl.store(places_ptr + targets, patches.to(tl.int64), mask=is_item)
     else:
         item = num_copied + program - num_copy_programs
         image, slot = tl.load(rows_ptr + 2 * item), tl.load(rows_ptr + 2 * item + 1)
         table_ptr += image * TABLE_FIELDS
         num_dominant, num_candidates = tl.load(table_ptr), tl.load(table_ptr + 2).to(tl.int32)
-        anchor = (slot - 1 - num_dominant).to(tl.int32)
+        anchor = (slot - FIRST_PATCH - num_dominant).to(tl.int32)
         candidate_ptr = order_ptr + image * num_patches + num_dominant
-        patch_ptr = hidden_ptr + image * image_stride + row_stride  # skip CLS
+        patch_ptr = hidden_ptr + image * image_stride + FIRST_PATCH * row_stride
         total, num_members = _sum_members(
             patch_ptr, candidate_ptr, nearest_ptr + image * num_patches, anchor, num_candidates, is_dim, row_stride
         )
         mean = tl.div_rn(total, tl.maximum(num_members, 1).to(tl.float32))
         anchor_patch = tl.load(candidate_ptr + anchor * tl.load(table_ptr + 3)).to(tl.int64)
         token = tl.load(patch_ptr + anchor_patch * row_stride, mask=is_dim, other=0.0).to(tl.float32) + mean
-        target = (tl.load(table_ptr + 5) + slot) * dim
-        tl.store(tokens_ptr + target, token.to(tokens_ptr.dtype.element_ty), mask=is_dim)
+        target = tl.load(table_ptr + 5) + slot
+        tl.store(tokens_ptr + target * dim, token.to(tokens_ptr.dtype.element_ty), mask=is_dim)
+        if tl.program_id(1) == 0:
+            tl.store(places_ptr + target, anchor_patch)
 
 
 def select_and_merge_triton(
-    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, settings: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, settings: np.ndarray, num_cls: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The Triton path of ``select_and_merge``, which has checked the settings ``[images, 3]``."""
     num_images, num_rows, dim = hidden.shape
-    num_patches = num_rows - 1
+    num_patches = num_rows - num_cls
     assert score.shape == (num_images, num_patches), f"{score.shape=} {hidden.shape=}"
     assert score.dtype == torch.float32, f"{score.dtype=}"
     assert metric.shape[:2] == hidden.shape[:2], f"{metric.shape=} {hidden.shape=}"
     dominant, contextual = settings[:, 0], settings[:, 1]
     num_copied, num_contextual = int(dominant.sum()), int(contextual.sum())
-    table = _image_table(settings, num_patches)
+    table = _image_table(settings, num_patches, num_cls)
     rows = np.concatenate([_slots(np.zeros_like(dominant), dominant), _slots(dominant, contextual)])
     table_on_device, rows_on_device = to_device_at_once([table, rows], hidden.device)
 
@@ -259,6 +267,7 @@ def select_and_merge_triton(
     rank = torch.empty(num_images, num_patches, dtype=torch.int32, device=hidden.device)
     order, nearest = torch.empty_like(rank), torch.empty_like(rank)
     tokens = torch.empty(num_copied + num_contextual, dim, dtype=hidden.dtype, device=hidden.device)
+    places = torch.empty(num_copied + num_contextual, dtype=torch.int64, device=hidden.device)
 
     _rank_kernel[num_images, triton.cdiv(num_patches, RANK_BLOCK.value)](
         score_ptr=score,
@@ -281,6 +290,7 @@ def select_and_merge_triton(
         image_stride=metric.stride(0),
         row_stride=metric.stride(1),
         dim_stride=metric.stride(2),
+        FIRST_PATCH=num_cls,
         num_warps=4,
         num_stages=1,  # most loops run once, so a pipeline would only hold registers
     )
@@ -292,6 +302,7 @@ def select_and_merge_triton(
         nearest_ptr=nearest,
         hidden_ptr=hidden,
         tokens_ptr=tokens,
+        places_ptr=places,
         num_copied=num_copied,
         num_copy_programs=num_copy_programs,
         num_patches=num_patches,
@@ -299,14 +310,15 @@ def select_and_merge_triton(
         image_stride=hidden.stride(0),
         row_stride=hidden.stride(1),
         dim_stride=hidden.stride(2),
+        FIRST_PATCH=num_cls,
         num_warps=8,  # 32 elements of a tile per thread, so that 4 programs fit on a multiprocessor
     )
-    return tokens, by_score
+    return tokens, by_score, places
 
 
-def _image_table(settings: np.ndarray, num_patches: int) -> np.ndarray:
+def _image_table(settings: np.ndarray, num_patches: int, num_cls: int) -> np.ndarray:
     """``[B, TABLE_FIELDS]``: num_dominant without CLS, num_anchors, num_candidates, step, by_place, first row."""
-    num_dominant, num_anchors, width = settings[:, 0] - 1, settings[:, 1], settings[:, 2]
+    num_dominant, num_anchors, width = settings[:, 0] - num_cls, settings[:, 1], settings[:, 2]
     num_rest = num_patches - num_dominant
     num_candidates = np.where(width == 0, num_rest, np.minimum(np.maximum(width * num_anchors, 1), num_rest))
     step = np.maximum(num_candidates // np.maximum(num_anchors, 1), 1)

@@ -98,7 +98,7 @@ def _settings(description: Mapping[str, Any], selection: str, shares: Sequence[f
     shape = described_shape(description)
     methods = [method for method in METHODS if method.selection == selection]
     settings, left_out = settings_for(methods, shares, shape, description["limits"]["max_reduction"])
-    about = {"num_patches": shape.vision.num_patches, "num_layers": shape.decoder.num_layers}
+    about = {"num_patches": shape.num_patches, "num_layers": shape.decoder.num_layers}
     return [UNCOMPRESSED, *settings], {**about, "boundaries": shape.boundaries, "left_out": left_out}
 
 

@@ -63,7 +63,7 @@ def settings_for(
     for method in methods:
         for share in shares:
             try:
-                fields = method.fields_for(round(share * shape.vision.num_patches, 6), shape)
+                fields = method.fields_for(round(share * shape.num_patches, 6), shape)
                 resolve_settings(fields, shape, max_reduction=max_reduction)
                 settings.append(Setting(method.name, share, fields))
             except SettingsError as error:
@@ -89,7 +89,7 @@ def _duet(guide: str, budget: float, shape: ModelShape) -> Fields:
 
 def _duet_stage1(budget: float, shape: ModelShape) -> Fields:
     """DUET's cluster width, and its share of contextual tokens for this total."""
-    dominant, contextual = split_total(int(budget), shape.vision.num_patches)
+    dominant, contextual = split_total(int(budget), shape.num_patches)
     return {"dominant": dominant, "contextual": contextual, "cluster_width": DEFAULT_CLUSTER_WIDTH}
 
 

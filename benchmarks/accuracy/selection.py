@@ -13,20 +13,19 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from duet_server.plan.wire import Stage1Counts
+from duet_server.plan import Unit
 
 OWN, RANDOM_KEEP, UNIFORM_POOLING = "duet", "duet_random_keep", "duet_uniform_pooling"
 PLUGIN_FOLDER = Path(__file__).parent / "selection_plugin"  # holds the entry points
 CHECKOUT = Path(__file__).parents[2]
 LARGEST_ASPECT = 2  # a pooling grid's width by its height, at most
 
-Cut = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[Stage1Counts | None]], list[torch.Tensor]]
+Choice = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # rows of a unit, their scores, how many stay
 
 
 def plugin_environment(selection: str) -> dict[str, str]:
@@ -44,44 +43,33 @@ def says_in_log(selection: str) -> str:
 
 def use_random_keep() -> None:
     """Entry point of ``vllm.general_plugins``."""
-    from duet_server.engine import vision_stage
+    from duet_server.engine.backbones.llava import Llava
 
-    encode = vision_stage.encode
+    own = Llava.score
 
-    def encode_with_random_scores(
-        tower: Any, pixel_values: torch.Tensor, clock: AbstractContextManager[None]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        hidden, score, metric = encode(tower, pixel_values, clock)
-        return hidden, random_scores(pixel_values, score.shape[1]).to(score.device), metric
+    def random_score(
+        self: Any, model: Any, tap: Any, inputs: dict[str, Any], units: Sequence[Unit]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        score, metric = own(self, model, tap, inputs, units)
+        return random_scores(inputs["pixel_values"], units[0].num_tokens).flatten().to(score.device), metric
 
-    _put_in_place(RANDOM_KEEP, random_keep, encode_with_random_scores)
+    Llava.score = random_score  # type: ignore[method-assign]
+    _put_in_place(RANDOM_KEEP, random_keep)
 
 
 def use_uniform_pooling() -> None:
     """Entry point of ``vllm.general_plugins``."""
-    from duet_server.engine import vision_stage
-
-    _put_in_place(UNIFORM_POOLING, uniform_pooling, vision_stage.encode)
+    _put_in_place(UNIFORM_POOLING, uniform_pooling)
 
 
-def random_keep(
-    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
-) -> list[torch.Tensor]:
-    """Each image's D + C patches with the highest scores, in patch order and without CLS; otherwise like ``cut``."""
-    return [
-        image[1:] if count is None else image[1:][image_score.topk(count[0] + count[1]).indices.sort().values]
-        for image, image_score, count in zip(hidden, score, counts, strict=True)
-    ]
+def random_keep(rows: torch.Tensor, score: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """The patches with the highest scores, in patch order."""
+    return rows[score.topk(num_rows).indices.sort().values]
 
 
-def uniform_pooling(
-    hidden: torch.Tensor, score: torch.Tensor, metric: torch.Tensor, counts: Sequence[Stage1Counts | None]
-) -> list[torch.Tensor]:
-    """Each image's patches, averaged in a grid of D + C cells, row by row and without CLS; otherwise like ``cut``."""
-    return [
-        image[1:] if count is None else pooled(image[1:], count[0] + count[1])
-        for image, count in zip(hidden, counts, strict=True)
-    ]
+def uniform_pooling(rows: torch.Tensor, score: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """The patches, averaged in a grid of as many cells, row by row."""
+    return pooled(rows, num_rows)
 
 
 def random_scores(pixel_values: torch.Tensor, num_patches: int) -> torch.Tensor:
@@ -114,17 +102,22 @@ def _seed(pixels: torch.Tensor) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:7])
 
 
-def _put_in_place(selection: str, cut: Cut, encode: Callable[..., Any]) -> None:
-    """Replace stage 1's functions in the module that defines them, and in the module that may have imported them."""
+def _put_in_place(selection: str, choose: Choice) -> None:
+    """Replace stage 1's cut, so that a unit's rows come from ``choose``, without CLS."""
+    from duet_server.engine import model
+    from duet_server.engine.cut import CutUnit, Encoded, split_units
 
     @functools.cache
     def announce() -> None:
         print(says_in_log(selection), file=sys.stderr, flush=True)
 
-    def announced(*arguments: Any) -> list[torch.Tensor]:
+    def cut(encoded: Encoded, units: Sequence[Unit], *, has_cls: bool, in_place: bool) -> list[CutUnit]:
         announce()
-        return cut(*arguments)
+        rows, scores, _ = split_units(encoded, units, has_cls=has_cls)
+        patches = [unit_rows[int(has_cls) :] for unit_rows in rows]
+        return [
+            CutUnit(choose(unit_rows, score, unit.num_entering) if unit.is_cut else unit_rows, None)
+            for unit_rows, score, unit in zip(patches, scores, units, strict=True)
+        ]
 
-    for name in ("duet_server.engine.vision_stage", "duet_server.engine.models.llava"):
-        if module := sys.modules.get(name):
-            module.cut, module.encode = announced, encode  # type: ignore[attr-defined]
+    model.cut = cut

@@ -19,7 +19,7 @@ class RequestCost:
     @property
     def segment_tokens(self) -> tuple[int, ...]:
         """Prompt tokens that each segment holds."""
-        counts = self.settings.segment_counts(self.shape.vision.num_patches)
+        counts = self.settings.segment_counts(self.shape.num_patches)
         return tuple(visual + self.num_text for visual in counts)
 
     @property
@@ -29,17 +29,17 @@ class RequestCost:
 
     @property
     def prefill_flops(self) -> float:
-        entering = self.settings.num_entering(self.shape.vision.num_patches)
-        return prefill_flops(self.shape, self.segment_tokens, 1, entering)
+        entering = self.settings.num_entering(self.shape.num_patches)
+        return prefill_flops(self.shape, self.segment_tokens, [self.shape.num_patches], entering)
 
     @property
     def request_flops(self) -> float:
         """FLOPs of prefill and decoding. With causal attention, a token costs the same in both."""
         decoded = self.num_output - 1  # the prefill gives the first token
-        entering = self.settings.num_entering(self.shape.vision.num_patches)
+        entering = self.settings.num_entering(self.shape.num_patches)
         grown = [tokens + decoded for tokens in self.segment_tokens]
         head = 2 * decoded * self.shape.decoder.hidden_size * self.shape.decoder.vocab_size
-        return prefill_flops(self.shape, grown, 1, entering) + head
+        return prefill_flops(self.shape, grown, [self.shape.num_patches], entering) + head
 
     def text_prompt_tokens(self) -> int:
         """Length of a prompt without pictures that costs the decoder about the same."""

@@ -65,11 +65,11 @@ def _request(
     asked = Namespace(prompt_field="messages", prompt_logprobs=params.prompt_logprobs)  # what the server's checks read
     if has_non_text_content(messages):
         check_request(asked, messages)
-    engine_input = llm._preprocess_chat_one(messages, mm_processor_kwargs=encode_processor_kwargs(settings))
+    engine_input = llm._preprocess_chat_one(messages, mm_processor_kwargs=encode_processor_kwargs(settings, shape))
     prompt = RenderedPrompt.from_engine_input(engine_input)
     compressed = CompressedPrompt.make(settings, prompt, shape)
     if compressed.drops:
         check_stage2(asked, compressed, max_step_tokens(llm.llm_engine.vllm_config))
         salient = prompt.salient_rows(llm.renderer.tokenizer, messages) if settings.guide == "salient" else []
-        params.extra_args = {**(params.extra_args or {}), **encode_extra_args(settings, salient)}
+        params.extra_args = {**(params.extra_args or {}), **encode_extra_args(compressed.plan, settings.guide, salient)}
     return engine_input, params

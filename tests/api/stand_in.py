@@ -26,7 +26,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from duet_server.cli import parse_serve_args
-from duet_server.plan import RequestPlan
+from duet_server.plan import RequestPlan, VisualRows
 from duet_server.plan.wire import decode_plan
 
 ANSWER = "Yes, it is."
@@ -42,9 +42,12 @@ class Call:
     plan: RequestPlan | None
 
     @property
+    def visual(self) -> VisualRows:
+        return VisualRows.of(self.prompt.get("mm_placeholders", {}).get("image", []))
+
+    @property
     def spans(self) -> list[tuple[int, int]]:
-        placeholders = self.prompt.get("mm_placeholders", {}).get("image", [])
-        return [(item.offset, item.offset + item.length) for item in placeholders]
+        return self.visual.spans
 
 
 @dataclass
@@ -77,7 +80,7 @@ class StandInEngine:
         self.input_processor.process_inputs(request_id, prompt, params, TASKS)
         num_boundaries = len(self.vllm_config.additional_config["duet"]["boundaries"])
         call = Call(prompt, params, None)
-        call.plan = decode_plan(params.extra_args or {}, len(prompt["prompt_token_ids"]), call.spans, num_boundaries)
+        call.plan = decode_plan(params.extra_args or {}, len(prompt["prompt_token_ids"]), call.visual, num_boundaries)
         self.calls.append(call)
         token_ids = self.renderer.get_tokenizer().encode(ANSWER, add_special_tokens=False)
         logprobs = (

@@ -12,7 +12,7 @@ def test_the_large_model_has_the_shape_of_llava_7b():
     assert (shape.vision.num_patches, shape.vision.num_layers) == (576, 23)  # the last of 24 does not run
     assert (shape.segment_layers, shape.boundaries) == ((16, 8, 8), (16, 24))
     # 7 billion parameters at 2 FLOPs per token, plus the tower.
-    assert prefill_flops(shape, (640, 640, 640), 1, 576) == pytest.approx(2 * 640 * 6.9e9, rel=0.03)
+    assert prefill_flops(shape, (640, 640, 640), [576], 576) == pytest.approx(2 * 640 * 6.9e9, rel=0.03)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,6 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from duet_server.api.generation.prompt import RenderedPrompt
+from duet_server.plan import CompressionSettings, ModelShape, plan_prompt
+from duet_server.plan.wire import encode_extra_args
+
 IMAGE_TOKEN_ID = 4
 DEFAULT_RUNNER = "v2" if torch.cuda.is_available() else "v1"
 
@@ -22,8 +26,9 @@ class Ask:
 
     input_ids: Sequence[int]
     images: Sequence[Image.Image] = ()
-    stage1: tuple[int, int, int] | None = None
+    stage1: tuple[float, float, int] | None = None
     keep: Sequence[float] | None = None
+    held: Sequence[Any] | None = None  # instead of keep: rows of each pool, segment after segment
     guide: str = "all"
     salient: Sequence[int] = ()
     max_tokens: int = 12
@@ -61,6 +66,10 @@ class InProcessEngine:
         return self.core.scheduler
 
     @property
+    def shape(self) -> ModelShape:
+        return ModelShape.from_dict(self.core.vllm_config.additional_config["duet"]["shape"])
+
+    @property
     def model(self) -> Any:
         return self.core.model_executor.driver_worker.worker.model_runner.model
 
@@ -71,25 +80,26 @@ class InProcessEngine:
     def add(self, ask: Ask) -> str:
         from vllm import SamplingParams
 
-        extra_args: dict[str, Any] = {}
-        if ask.keep is not None:
-            extra_args = {"duet_keep": list(ask.keep), "duet_guide": ask.guide}
-            if ask.guide == "salient":
-                extra_args["duet_salient"] = list(ask.salient)
         prompt: dict[str, Any] = {"prompt_token_ids": list(ask.input_ids)}
+        kwargs: dict[str, Any] = {"duet_stage1": list(ask.stage1)} if ask.images and ask.stage1 else {}
+        kwargs |= {} if ask.trace_id is None else {"duet_trace": ask.trace_id}
         if ask.images:
-            prompt["multi_modal_data"] = {"image": list(ask.images)}
-        if ask.images and ask.stage1:
-            prompt["mm_processor_kwargs"] = {"duet_stage1": list(ask.stage1)}
-        if ask.trace_id is not None:
-            extra_args["duet_trace"] = ask.trace_id
-            prompt["mm_processor_kwargs"] = {**prompt.get("mm_processor_kwargs", {}), "duet_trace": ask.trace_id}
+            prompt |= {"multi_modal_data": {"image": list(ask.images)}, "mm_processor_kwargs": kwargs}
+        engine_input = self.llm._preprocess_cmpl_one(prompt)
+        extra_args: dict[str, Any] = {} if ask.trace_id is None else {"duet_trace": ask.trace_id}
+        if ask.keep is not None:
+            rendered = RenderedPrompt.from_engine_input(engine_input)
+            settings = CompressionSettings(None, 0, None, tuple(ask.keep), ask.guide, "custom")
+            plan = plan_prompt(settings, self.shape, len(rendered.token_ids), rendered.visual, rendered.items)
+            extra_args |= encode_extra_args(plan, ask.guide, ask.salient)
+        if ask.held is not None:
+            extra_args["duet_held"] = list(ask.held)
         params = SamplingParams(
             temperature=0, max_tokens=ask.max_tokens, ignore_eos=True, extra_args=extra_args or None, **ask.sampling
         )
         request_id = str(self._num_requests)
         self._num_requests += 1
-        self.engine.add_request(request_id, prompt, params)
+        self.engine.add_request(request_id, engine_input, params)
         return request_id
 
     def run(self) -> dict[str, Any]:

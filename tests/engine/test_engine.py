@@ -206,10 +206,12 @@ def test_abort_frees_every_group(engine, undisturbed, num_steps):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"keep": [0.5]},
-        {"keep": [0.2, 0.5]},
-        {"keep": ["x", 0.0]},
-        {"keep": [0.5, float("nan")]},
+        {"held": [144, 72]},
+        {"held": [144, 0, 72]},
+        {"held": [144, "x", 0]},
+        {"held": [144, 72.0, 0]},
+        {"held": [143, 72, 0]},
+        {"held": [144, 72, -1]},
         {"keep": [0.5, 0.0], "guide": "nobody"},
         {"keep": [0.5, 0.0], "guide": "salient", "salient": [9999]},
         {"keep": [0.5, 0.0], "guide": "salient", "salient": ["x"]},

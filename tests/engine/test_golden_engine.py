@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from vllm import SamplingParams
 
-from duet_server.engine import text_stage, vision_stage
+from duet_server.engine import cut, text_stage
 from duet_server.offline import chat
 from duet_server.plan import SettingsError
 from tests.engine.in_process import Ask, in_process_engine
@@ -23,21 +23,21 @@ class Recorder:
     def __init__(self, patch):
         self.features = self.by_score = None
         self.kept_rows, self.segment_lens = [], []
-        self._wrap(patch, vision_stage, "select_and_merge", self._saw_stage1)
+        self._wrap(patch, cut, "select_and_merge", self._saw_stage1)
         self._wrap(patch, text_stage, "surviving_rows", self._saw_boundary)
 
     def _wrap(self, patch, module, name, see):
         original = getattr(module, name)
 
-        def wrapper(*args):
-            result = original(*args)
+        def wrapper(*args, **kwargs):
+            result = original(*args, **kwargs)
             see(result)
             return result
 
         patch.setattr(module, name, wrapper)
 
     def _saw_stage1(self, result):
-        self.features, self.by_score = result
+        self.features, self.by_score, _ = result
 
     def _saw_boundary(self, result):
         self.kept_rows.append(result[0].tolist())

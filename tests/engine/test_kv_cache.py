@@ -20,6 +20,7 @@ from vllm.v1.core.kv_cache_utils import get_kv_cache_groups, get_request_block_h
 from duet_server.engine.kv_cache import SegmentManager, SegmentSpec, check_groups, register_spec
 from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import FullAttentionSpec, KVCacheConfig, KVCacheSpecRegistry, Request
+from tests.held_counts import dropping_args
 
 BLOCK_SIZE = 4
 SHAPE = {"block_size": BLOCK_SIZE, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
@@ -126,7 +127,8 @@ class Cache:
             manager.plans = self.plans
 
     def request(self, request_id: str, num_tokens: int = 30, keep: list[float] | None = None) -> Request:
-        self.plans.add(request_id, num_tokens, IMAGES, SamplingParams(extra_args={"duet_keep": keep}))
+        extra_args = dropping_args(num_tokens, [(3, 23)], keep) if keep else None
+        self.plans.add(request_id, num_tokens, IMAGES, SamplingParams(extra_args=extra_args))
         block_hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
         return Request(request_id, list(range(num_tokens)), SamplingParams(), None, block_hasher=block_hasher)
 

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from duet_server.engine.request_plans import RequestPlans
-from duet_server.plan import RequestPlan, SettingsError
+from duet_server.engine.vllm_internals import PlaceholderRange
+from duet_server.plan import RequestPlan, SettingsError, VisualRows
 from duet_server.plan.wire import decode_plan
+from tests.held_counts import dropping_args
 
 # Prompt of 20 rows: text 0-1, two images of 4 side by side 2-9, text 10-12, an image of 5 13-17, text 18-19.
 SPANS = [(13, 18), (2, 6), (6, 10)]
@@ -16,11 +18,11 @@ KEEP = [0.5, 0.2]
 
 
 def expected_plan() -> RequestPlan | None:
-    return decode_plan({"duet_keep": KEEP}, 20, SPANS, 2)
+    return decode_plan(dropping_args(20, SPANS, KEEP), 20, VisualRows(SPANS, []), 2)
 
 
 # The part of vLLM's objects that plans read.
-IMAGES = [SimpleNamespace(mm_position=SimpleNamespace(offset=start, length=end - start)) for start, end in SPANS]
+IMAGES = [SimpleNamespace(mm_position=PlaceholderRange(start, end - start)) for start, end in SPANS]
 
 
 def sampling(**extra_args: object) -> SimpleNamespace:
@@ -29,8 +31,8 @@ def sampling(**extra_args: object) -> SimpleNamespace:
 
 def test_requests_are_added_and_removed():
     plans = RequestPlans(num_boundaries=2)
-    plans.add("drops", 20, IMAGES, sampling(duet_keep=KEEP))
-    plans.add("keeps", 20, IMAGES, sampling(duet_keep=[1.0, 1.0]))
+    plans.add("drops", 20, IMAGES, sampling(**dropping_args(20, SPANS, KEEP)))
+    plans.add("keeps", 20, IMAGES, sampling(**dropping_args(20, SPANS, [1.0, 1.0])))
     plans.add("off", 20, IMAGES, sampling())
     plans.add("pooling", 20, IMAGES, None)
 
@@ -50,6 +52,6 @@ def test_requests_are_added_and_removed():
 def test_a_refused_request_is_not_remembered():
     plans = RequestPlans(num_boundaries=2)
     with pytest.raises(SettingsError):
-        plans.add("refused", 20, IMAGES, sampling(duet_keep=[0.5]))
+        plans.add("refused", 20, IMAGES, sampling(**dropping_args(20, SPANS, [0.5])))
 
     assert "refused" not in plans

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
-from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_kv_cache_groups, get_request_block_hasher, init_none_hash
 from vllm.v1.engine import FinishReason
@@ -25,12 +25,15 @@ from duet_server.engine import register
 from duet_server.engine.kv_cache import SegmentSpec
 from duet_server.engine.scheduler import MAX_STEPS_PASSED, DuetScheduler
 from duet_server.engine.vllm_internals import AsyncScheduler, KVCacheConfig, Request
+from duet_server.plan import Unit
 from tests.golden_cases import NUM_PATCHES, checkpoint_path
+from tests.held_counts import dropping_args
 
 BUDGET = 400  # tokens of a step, and patches: two pictures of 144
 BLOCK_SIZE = 16
 ENOUGH_BLOCKS = 10_000
 KEEP = (0.5, 0.0)
+PICTURE = Unit(12, 12)  # NUM_PATCHES
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,15 @@ class Ask:
     def request(self, request_id: str, arrival_time: float) -> Request:
         features = [
             MultiModalFeatureSpec(
-                data=MultiModalKwargsItem.dummy(),
+                data={"duet_units_image": SimpleNamespace(data=torch.tensor([PICTURE]))},
                 modality="image",
                 identifier=f"{self.picture or request_id}/{self.entering}/{idx}",
                 mm_position=PlaceholderRange(offset=1 + idx * (1 + self.entering), length=self.entering),
             )
             for idx in range(self.num_pictures)
         ]
-        extra_args = {"duet_keep": list(self.keep)} if self.keep else None
+        spans = [(feature.mm_position.offset, feature.mm_position.offset + self.entering) for feature in features]
+        extra_args = dropping_args(self.num_tokens, spans, self.keep) if self.keep else None
         params = SamplingParams(max_tokens=self.max_tokens, ignore_eos=True, extra_args=extra_args)
         return Request(
             request_id,

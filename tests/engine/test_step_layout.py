@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from duet_kernels import dispatch, keep_highest
 from duet_server.engine import text_stage
 from duet_server.engine.attention import segment_metadata
+from duet_server.engine.backbones.decoder import Decoder
 from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.step_layout import StepLayout, move_layout
 from duet_server.engine.vllm_internals import CommonAttentionMetadata, CUDAGraphMode
-from duet_server.plan import RequestPlan
+from duet_server.plan import RequestPlan, VisualRows
 from duet_server.plan.wire import decode_plan
 from tests.golden_cases import GoldenCase, golden_cases
+from tests.held_counts import dropping_args
 
 BLOCK_SIZE = 4
 HIDDEN_SIZE, HEADS, KV_HEADS, HEAD_DIM = 6, 4, 2, 4
@@ -43,8 +45,10 @@ class Request:
     salient: tuple[int, ...] = ()
 
     def plan(self, num_segments: int) -> RequestPlan | None:
-        extra_args = {"duet_keep": self.keep, "duet_guide": self.guide, "duet_salient": self.salient}
-        return decode_plan(extra_args, self.num_prompt, self.pools, num_segments - 1)
+        if self.keep is None:
+            return None
+        extra_args = dropping_args(self.num_prompt, self.pools, self.keep, self.guide, self.salient)
+        return decode_plan(extra_args, self.num_prompt, VisualRows(list(self.pools), []), num_segments - 1)
 
     def guiding(self) -> list[int]:
         """The prompt's guiding tokens, from the algorithm's description."""
@@ -95,6 +99,18 @@ def step_rows(request: Request, held: list[int]) -> list[tuple[int, int]]:
     return [(token, position) for position, token in enumerate(held) if token >= request.computed]
 
 
+class FakeAttention:
+    """Makes queries, keys and values of rows, and hands them to its kernel."""
+
+    def __init__(self, layer: FakeLayer) -> None:
+        self.layer = layer
+        self.attn = SimpleNamespace(head_size=HEAD_DIM, impl=SimpleNamespace(scale=HEAD_DIM**-0.5))
+
+    def __call__(self, positions: torch.Tensor, rows: torch.Tensor) -> None:
+        query, key, value = (rows @ self.layer.weight).split([HEADS * HEAD_DIM, *[KV_HEADS * HEAD_DIM] * 2], dim=-1)
+        self.attn(self.layer.rotate(positions, query), self.layer.rotate(positions, key), value)
+
+
 class FakeLayer:
     """The parts of a decoder layer that scoring uses, and the same computation in loops."""
 
@@ -102,14 +118,7 @@ class FakeLayer:
         generator = torch.Generator().manual_seed(0)
         self.weight = 0.4 * torch.randn(HIDDEN_SIZE, (HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=generator)
         self.tokens = torch.randn(16, MOST_TOKENS, HIDDEN_SIZE, generator=generator)  # for each request of a step
-        self.self_attn = SimpleNamespace(
-            qkv_proj=lambda rows: (rows @ self.weight, None),
-            rotary_emb=lambda positions, query, key: (self.rotate(positions, query), self.rotate(positions, key)),
-            q_size=HEADS * HEAD_DIM,
-            kv_size=KV_HEADS * HEAD_DIM,
-            head_dim=HEAD_DIM,
-            scaling=HEAD_DIM**-0.5,
-        )
+        self.self_attn = FakeAttention(self)
 
     def input_layernorm(self, rows: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = rows + residual
@@ -241,8 +250,11 @@ def check_step(requests: list[Request], num_segments: int) -> None:
             else:
                 positions = step.buffers.positions[segment_idx - 1]
                 states = layer.tokens[[idx for idx, _ in before], [token for _, token in before]]
+                places = torch.arange(len(states))
+                state = text_stage.DecoderState(positions[: len(states)], states * 0.25, states * 0.75, places)
                 with mock.patch.object(text_stage, "get_tensor_model_parallel_world_size", return_value=1):
-                    kept, _ = text_stage.surviving_rows(boundary, layer, positions, states * 0.25, states * 0.75)
+                    kept, _ = text_stage.surviving_rows(boundary, layer, Decoder(), state)
+                assert isinstance(layer.self_attn.attn, SimpleNamespace), "the kernel is back"
                 assert [before[row] for row in kept.tolist()] == rows
         before = rows
 

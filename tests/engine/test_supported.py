@@ -84,6 +84,15 @@ REFUSED = [
         "--ec-manager-config is 'a.b.C', expected nothing.",
     ),
     ({"mm_encoder_only": True}, "--mm-encoder-only is true, expected false."),
+    ({"video_pruning_rate": 0.5}, "--video-pruning-rate is 0.5, expected nothing."),
+    (
+        {"mm_processor_cache_type": "shm"},
+        "--mm-processor-cache-type is 'shm', expected 'lru' or 'processor_only'.",
+    ),
+    (
+        {"compilation_config": {"compile_mm_encoder": True}},
+        "--compilation-config.compile_mm_encoder is true, expected false.",
+    ),
     ({"kv_offloading_size": 1.0}, "--kv-offloading-size is 1.0, expected nothing."),
     ({"disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager is true, expected false."),
     ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold is 64, expected 0."),

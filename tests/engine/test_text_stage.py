@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from duet_server.engine import text_stage
+from duet_server.engine.backbones.decoder import Decoder
 from duet_server.engine.text_stage import SegmentedDecoder
 
 NUM_ROWS, NUM_KEPT, HIDDEN_SIZE = 8, 3, 4
@@ -37,6 +38,7 @@ def test_a_boundary_frees_the_rows_that_it_drops(monkeypatch):
     outputs: list[weakref.ref] = []
     decoder = object.__new__(SegmentedDecoder)
     decoder.segments, decoder.hidden_size, decoder.clock = (Segment(outputs), Segment(outputs)), HIDDEN_SIZE, Clock()
+    decoder.family = Decoder()
     decoder.traces = SimpleNamespace(add_boundary=lambda *args: None)
     buffers = SimpleNamespace(positions=torch.zeros(2, NUM_ROWS))
     decoder.step = SimpleNamespace(boundaries=(SimpleNamespace(),), buffers=buffers)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from duet_kernels import select_and_merge
+from duet_server.engine.cut import Encoded
 from duet_server.engine.step_layout import StepLayout
 from duet_server.engine.trace import MAX_TRACES, Traces
-from duet_server.plan import make_layout, make_plan
+from duet_server.plan import Unit, make_layout, make_plan
 from tests.engine.in_process import Ask, InProcessEngine, in_process_engine, noise_picture
 from tests.engine.test_golden_engine import ask_of
 from tests.golden_cases import GoldenCase, checkpoint_path, golden_cases
@@ -25,7 +26,7 @@ def engine() -> InProcessEngine:
 
 
 def check(case: GoldenCase, trace: dict) -> None:
-    image = trace["images"][0]
+    (image,) = trace["images"][0]
     assert image["dominant"] == sorted(case.dominant_patch_indices), case
     ranked = sorted(range(len(image["scores"])), key=lambda patch: -image["scores"][patch])
     assert ranked[: case.dominant - 1] == case.dominant_patch_indices, case
@@ -70,8 +71,8 @@ def test_pictures_keep_their_numbers(engine):
     for idx in range(2):
         single = engine.take_trace(2 + idx)
         assert single["segments"] == {}, "nothing was dropped"
-        for key, value in single["images"][0].items():
-            assert together["images"][idx][key] == (pytest.approx(value, rel=1e-3) if key == "scores" else value)
+        for key, value in single["images"][0][0].items():
+            assert together["images"][idx][0][key] == (pytest.approx(value, rel=1e-3) if key == "scores" else value)
     assert [len(scores) for _, scores in together["segments"][1]["scores"]] == [24, 24]
     assert together["segments"][2]["rows"] == [row for row, token in enumerate(_expanded(prompt)) if token != 4]
 
@@ -85,9 +86,10 @@ def test_contextual_tokens_are_made_of_the_patches_named():
     hidden, metric = torch.eye(33).unsqueeze(0), torch.randn(1, 33, 8, generator=generator)
     score = torch.rand(1, 32, generator=generator)
     traces = Traces()
-    traces.add_images(torch.tensor([[5, 0, 336, 336]]), [(6, 3, 4)], score, metric)
-    image = traces.take(5)["images"][0]
-    tokens, _ = select_and_merge(hidden, score, metric, [(6, 3, 4)])
+    encoded, unit = Encoded(hidden[0], score[0], metric[0]), Unit(4, 8, 6, 3, 4)
+    traces.add_items(torch.tensor([[5, 0, 336, 336]]), [[unit]], encoded, has_cls=True, in_place=False)
+    (image,) = traces.take(5)["images"][0]
+    tokens, _, _ = select_and_merge(hidden, score, metric, [unit.counts])
     assert tokens[1:6].argmax(dim=1).tolist() == [1 + patch for patch in image["dominant"]]
     for token, (anchor, *members) in zip(tokens[6:], image["contextual"], strict=True):
         assert token[1 + anchor] == 1

@@ -78,7 +78,7 @@ def check(
     **close: float,
 ) -> None:
     on_device = (tensor.to(device) for tensor in (hidden, score, metric))
-    tokens, by_score = (tensor.cpu() for tensor in select_and_merge(*on_device, settings))
+    tokens, by_score, places = (tensor.cpu() for tensor in select_and_merge(*on_device, settings))
 
     assert tokens.dtype == hidden.dtype
     assert by_score.dtype == torch.int64
@@ -88,8 +88,36 @@ def check(
     assert clusters(score.to(device), metric.to(device), settings) == [
         (dominant, [[anchor, *sorted(members)] for anchor, members in merged]) for dominant, merged in chosen
     ]
+    stands_at = [[-1, *dominant, *(anchor for anchor, _ in merged)] for dominant, merged in chosen]
+    assert places.tolist() == [place for image in stands_at for place in image]
+    check_without_cls(*(tensor.to(device) for tensor in (hidden, score, metric)), settings, tokens, places)
     for ranked, scores in zip(by_score.tolist(), score.tolist(), strict=True):
         assert ranked == sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
+
+
+def check_without_cls(
+    hidden: torch.Tensor,
+    score: torch.Tensor,
+    metric: torch.Tensor,
+    settings: list[tuple[int, int, int]],
+    tokens: torch.Tensor,
+    places: torch.Tensor,
+) -> None:
+    """The same images without their class tokens give the same rows without those of CLS, to the bit."""
+    kept = [idx for idx, (dominant, _, _) in enumerate(settings) if dominant > 1]
+    without = [(settings[idx][0] - 1, *settings[idx][1:]) for idx in kept]
+    found = select_and_merge(hidden[kept, 1:], score[kept], metric[kept, 1:], without, has_cls=False)
+    rows = [sum(sum(counts[:2]) for counts in settings[:idx]) for idx in kept]  # each image's first row, of CLS
+    expected = [
+        row
+        for first, counts in zip(rows, without, strict=True)
+        for row in range(first + 1, first + 1 + sum(counts[:2]))
+    ]
+    torch.testing.assert_close(found[0].cpu(), tokens[expected], rtol=0, atol=1e-6, equal_nan=True)
+    assert found[2].tolist() == places[expected].tolist()
+    assert clusters(score[kept], metric[kept, 1:], without, has_cls=False) == [
+        clusters(score, metric, settings)[idx] for idx in kept
+    ]
 
 
 ONE_UNIT = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # in the last place, or more
@@ -135,15 +163,15 @@ def test_batch_equals_its_members_alone(device: torch.device, implemented: str, 
     score, metric = random_inputs(len(settings), patches)
     hidden = torch.randn(len(settings), 1 + patches, 7, generator=torch.Generator().manual_seed(3))
     hidden, score, metric = (tensor.to(device) for tensor in (hidden, score, metric))
-    tokens, by_score = select_and_merge(hidden, score, metric, settings)
+    tokens, by_score, _ = select_and_merge(hidden, score, metric, settings)
 
     members = [
         select_and_merge(hidden[i : i + 1], score[i : i + 1], metric[i : i + 1], [counts])
         for i, counts in enumerate(settings)
     ]
     atol = 0 if implemented == "triton" else 1e-6
-    torch.testing.assert_close(tokens, torch.cat([alone for alone, _ in members]), rtol=0, atol=atol)
-    assert by_score.equal(torch.cat([ranked for _, ranked in members]))
+    torch.testing.assert_close(tokens, torch.cat([alone for alone, _, _ in members]), rtol=0, atol=atol)
+    assert by_score.equal(torch.cat([ranked for _, ranked, _ in members]))
 
 
 @st.composite
@@ -211,7 +239,7 @@ def test_strided_inputs(device: torch.device):
     settings = [(4, 2, 2), (3, 3, UNLIMITED)]
     score, metric = (tensor.to(device) for tensor in random_inputs(2, 11))
     hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(4)).to(device).transpose(1, 2)
-    expected, _ = select_and_merge(hidden.contiguous(), score, metric, settings)
+    expected, _, _ = select_and_merge(hidden.contiguous(), score, metric, settings)
     score = torch.cat([torch.full((2, 1), 9.0, device=device), score], dim=1)[:, 1:]
     metric = metric.repeat_interleave(2, dim=-1)[..., ::2]
     assert not any(tensor.is_contiguous() for tensor in (hidden, score, metric))
@@ -223,7 +251,7 @@ def test_equal_scores_keep_the_lower_patch(device: torch.device):
     """Minus zero is zero."""
     score = torch.tensor([[0.0, -0.0, 0.0, 0.0, 0.0, -0.0]])
     inputs = (tensor.to(device) for tensor in (one_hot(1, 6), score, random_inputs(1, 6)[1]))
-    tokens, by_score = select_and_merge(*inputs, [(4, 1, 1)])
+    tokens, by_score, _ = select_and_merge(*inputs, [(4, 1, 1)])
 
     assert tokens.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
     assert by_score.tolist() == [[0, 1, 2, 3, 4, 5]]
@@ -235,7 +263,7 @@ def test_scores_that_are_no_numbers_rank_as_torch_ranks_them(device: torch.devic
     score, metric = (tensor.to(device) for tensor in random_inputs(1, patches))
     score[0, [1, 4, 6]] = torch.tensor([torch.nan, -torch.inf, torch.inf], device=device)
     score[0, -1] = -torch.nan
-    tokens, by_score = select_and_merge(one_hot(1, patches).to(device), score, metric, [(6, 2, 4)])
+    tokens, by_score, _ = select_and_merge(one_hot(1, patches).to(device), score, metric, [(6, 2, 4)])
 
     assert by_score.equal(score.argsort(dim=1, descending=True, stable=True))
     assert tokens[:6].argmax(dim=1).tolist() == [0, *(1 + by_score[0, :5]).sort().values.tolist()]
@@ -245,7 +273,7 @@ def test_metrics_that_are_no_numbers_leave_the_dominant_rows(device: torch.devic
     score, _ = random_inputs(1, 9)
     metric = torch.full((1, 10, 5), torch.nan)
     inputs = (tensor.to(device) for tensor in (one_hot(1, 9), score, metric))
-    tokens, by_score = select_and_merge(*inputs, [(4, 3, 2)])
+    tokens, by_score, _ = select_and_merge(*inputs, [(4, 3, 2)])
 
     assert tokens[:4].argmax(dim=1).tolist() == [0, *(1 + by_score[0, :3]).sort().values.tolist()]
     assert tokens.isfinite().all()
@@ -255,7 +283,7 @@ def test_metrics_that_are_no_numbers_leave_the_dominant_rows(device: torch.devic
 def test_equally_near_anchors_give_the_member_to_the_first(device: torch.device, metric_row: list[float]):
     metric = torch.tensor([metric_row] * 5)[None]
     inputs = (tensor.to(device) for tensor in (one_hot(1, 4), torch.tensor([[4.0, 3.0, 2.0, 1.0]]), metric))
-    tokens, _ = select_and_merge(*inputs, [(1, 2, 2)])
+    tokens, _, _ = select_and_merge(*inputs, [(1, 2, 2)])
 
     assert tokens[1:].tolist() == [[0, 1, 0.5, 0, 0.5], [0, 0, 0, 1, 0]]
 
@@ -281,7 +309,7 @@ def test_counts_that_do_not_fit_are_refused(settings: tuple[int, int, int]):
 def test_no_images_or_no_patches(device: torch.device, images: int, patches: int):
     score, metric = (tensor.to(device) for tensor in random_inputs(images, patches))
     hidden = torch.randn(images, 1 + patches, 3, device=device)
-    tokens, by_score = select_and_merge(hidden, score, metric, [(1, 0, 4)] * images)
+    tokens, by_score, _ = select_and_merge(hidden, score, metric, [(1, 0, 4)] * images)
 
     assert tokens.equal(hidden[:, 0])
     assert by_score.shape == (images, patches)
@@ -290,7 +318,7 @@ def test_no_images_or_no_patches(device: torch.device, images: int, patches: int
 def test_the_number_of_rows_needs_no_data():
     score, metric, hidden = (tensor.to("meta") for tensor in (*random_inputs(2, 9), one_hot(2, 9)))
     with implementation("reference"):
-        tokens, _ = select_and_merge(hidden, score, metric, [(3, 2, 4), (1, 4, UNLIMITED)])
+        tokens, _, _ = select_and_merge(hidden, score, metric, [(3, 2, 4), (1, 4, UNLIMITED)])
 
     assert tokens.shape == (10, 10)
 
@@ -303,10 +331,10 @@ def test_the_host_does_not_wait(device: torch.device, patches: int):
     score = torch.rand(3, patches, device=device)
     metric = torch.randn(3, 1 + patches, 64, device=device)
     hidden = torch.randn(3, 1 + patches, 1024, device=device, dtype=torch.bfloat16)
-    first, _ = select_and_merge(hidden, score, metric, settings)  # compiled
+    first, _, _ = select_and_merge(hidden, score, metric, settings)  # compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
-        again, _ = select_and_merge(hidden, score, metric, settings)
+        again, _, _ = select_and_merge(hidden, score, metric, settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

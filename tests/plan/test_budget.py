@@ -51,11 +51,12 @@ def test_the_smallest_budget_keeps_cls_only():
     assert (resolved.dominant, resolved.contextual) == (1, 0)
 
 
-def test_without_cls_only_stage_2_moves():
+def test_without_cls_the_counts_end_one_token_earlier():
     shape = llava(has_cls=False)
-    assert smallest_average(shape) == 360
+    assert smallest_average(shape) == 0.5
+    assert resolve(359.9, shape).segment_counts(576) == (575, 287, 0)
+    assert resolve(360, shape).dominant is None
     assert resolve(360, shape).segment_counts(576) == (576, 288, 0)
-    assert resolve(500, shape).dominant is None
 
 
 def test_without_boundaries_only_stage_1_moves():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from duet_server.plan import DecoderShape, ModelShape, VisionShape, kv_bytes, kv_token_layers, layer_average
@@ -45,26 +47,54 @@ def test_prefill_flops_by_hand():
         return projections + scores_and_values + 3 * (2 * n * 8 * 10)
 
     decoder = decoder_layer(9) + 2 * decoder_layer(7)
-    assert flops(TINY, [9, 7], num_images=1, entering_per_image=3) == tower + projector + decoder + 2 * 8 * 11
+    assert flops(TINY, [9, 7], [4], 3) == tower + projector + decoder + 2 * 8 * 11
 
 
 def test_without_images_only_the_decoder_is_paid():
-    both = flops(TINY, [9, 9], 1, 4) - flops(TINY, [9, 9], 0, 4)
-    assert flops(TINY, [9, 9], 2, 4) - flops(TINY, [9, 9], 0, 4) == 2 * both
+    one = flops(TINY, [9, 9], [4], 4) - flops(TINY, [9, 9], [], 0)
+    assert flops(TINY, [9, 9], [4, 4], 8) - flops(TINY, [9, 9], [], 0) == 2 * one
 
 
 def test_prefill_flops_of_llava_7b_are_about_two_a_weight_and_token():
     """The decoder has 6.7e9 weights for 610 tokens, and the tower 0.3e9 for 577."""
-    uncompressed = flops(LLAVA_7B, [610, 610, 610], 1, 576)
+    uncompressed = flops(LLAVA_7B, [610, 610, 610], [576], 576)
     assert uncompressed == pytest.approx(2 * 6.5e9 * 610 + 2 * 0.3e9 * 577, rel=0.05)
-    assert flops(LLAVA_7B, [136, 85, 34], 1, 102) < 0.25 * uncompressed
+    assert flops(LLAVA_7B, [136, 85, 34], [576], 102) < 0.25 * uncompressed
 
 
 def test_dropping_later_or_less_costs_more():
-    costs = [flops(LLAVA_7B, segments, 1, 576) for segments in ([610, 322, 34], [610, 610, 34], [610, 610, 610])]
+    costs = [flops(LLAVA_7B, segments, [576], 576) for segments in ([610, 322, 34], [610, 610, 34], [610, 610, 610])]
     assert costs == sorted(set(costs))
 
 
 def test_flops_need_a_length_for_each_segment():
     with pytest.raises(ValueError, match="zip"):
-        flops(llava(boundaries=()), [610, 322], 1, 576)
+        flops(llava(boundaries=()), [610, 322], [576], 576)
+
+
+def test_a_tower_with_windows_gates_and_a_merger_by_hand():
+    """Two units of 8 and 2 tokens, of 4 patches each; one of two layers sees windows of 6 patches."""
+    vision = VisionShape(
+        num_patches=None,
+        has_cls=False,
+        num_layers=2,
+        hidden_size=6,
+        intermediate_size=7,
+        patch_size=2,
+        image_size=0,
+        patches_per_token=4,
+        num_global_layers=1,
+        patches_per_window=6,
+        frames_per_patch=2,
+        is_gated=True,
+        projector=((24, 24), (24, 8)),
+        projects_all=True,
+    )
+
+    def tower(patches):
+        layers = 2 * (4 * 2 * patches * 6 * 6 + 3 * 2 * patches * 6 * 7)
+        return 2 * patches * (3 * 2 * 2 * 2) * 6 + layers + 2 * 2 * patches * (patches + min(patches, 6)) * 6
+
+    merger = 2 * 10 * 24 * 24 + 2 * 10 * 24 * 8  # of all ten tokens, though five enter
+    text = flops(replace(TINY, vision=vision), [9, 7], [], 0)
+    assert flops(replace(TINY, vision=vision), [9, 7], [8, 2], 5) == tower(32) + tower(8) + merger + text

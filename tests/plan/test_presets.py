@@ -66,8 +66,13 @@ def test_presets_are_those_that_the_boundaries_serve(boundaries, names):
     assert set(presets(llava(boundaries))) == names
 
 
-def test_an_encoder_without_cls_is_served_stage_2_only():
-    assert set(presets(llava((2, 8, 16, 24), has_cls=False))) == {"off", "pyramiddrop", "fastv"}
+def test_where_images_differ_in_size_presets_are_shares():
+    shape = llava(num_patches=None)
+    assert set(presets(shape)) == set(presets(LLAVA_7B))
+    settings = presets(shape)["aggressive"]
+    assert (settings.dominant, settings.contextual) == (72 / 576, 30 / 576)
+    assert settings.num_entering(576) == 102
+    assert presets(llava(has_cls=False))["aggressive"].num_entering(576) == 102
 
 
 @pytest.mark.parametrize(
@@ -128,8 +133,3 @@ def test_an_unavailable_preset_names_the_boundaries_it_needs(name, needs):
         resolve_settings({"preset": name}, LLAVA_7B)
     assert (raised.value.field, raised.value.value) == ("compression.preset", name)
     assert raised.value.expected == f"one of off, light, balanced, aggressive, visionzip {needs}"
-
-
-def test_a_stage_1_preset_needs_a_class_token():
-    with pytest.raises(SettingsError, match="light needs a vision encoder with a class token"):
-        resolve_settings("light", llava(has_cls=False))

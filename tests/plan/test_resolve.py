@@ -200,20 +200,13 @@ def test_the_expected_keeps_are_the_servers(boundaries, expected):
     assert raised.value.expected == expected
 
 
-def test_stage_1_of_an_encoder_without_cls_is_refused():
-    with pytest.raises(SettingsError) as raised:
-        resolve_settings({"dominant": 72, "contextual": 30}, llava(has_cls=False))
-    assert str(raised.value) == (
-        "compression.dominant is 72, expected only keep, since stage 1 needs a vision encoder with a class token."
-    )
-
-
-def test_a_budget_below_what_the_model_can_reach_is_refused():
+def test_without_cls_dominant_counts_patches():
     shape = llava(has_cls=False)
-    with pytest.raises(SettingsError, match=r"reduction is 0.9, expected a number from 0 to 0.375\."):
-        resolve_settings({"reduction": 0.9}, shape)
-    with pytest.raises(SettingsError, match=r"visual_tokens is 64, expected a number from 360 to 576"):
-        resolve_settings({"visual_tokens": 64}, shape)
+    settings = resolve_settings({"dominant": 546, "contextual": 30}, shape)
+    assert (settings.dominant, settings.contextual) == (546, 30)
+    with pytest.raises(SettingsError) as raised:
+        resolve_settings({"dominant": 547, "contextual": 30}, shape)
+    assert raised.value.expected == "a whole number from 1 to 546: 576 patches, less contextual"
 
 
 @pytest.mark.parametrize(

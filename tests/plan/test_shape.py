@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_server.plan import SettingsError, check_boundaries, default_boundaries
+from duet_server.plan import (
+    DecoderShape,
+    ModelShape,
+    SettingsError,
+    VisionShape,
+    check_boundaries,
+    default_boundaries,
+)
 from tests.plan.shapes import LLAVA_7B, llava, shapes
 
 
@@ -44,9 +55,33 @@ def test_segments_cover_every_layer(shape):
     assert min(shape.segment_layers) > 0
 
 
-def test_vision_tokens_include_cls_where_there_is_one():
-    assert llava().vision.num_tokens == 577
-    assert llava(has_cls=False).vision.num_tokens == 576
+@given(shapes())
+def test_a_shape_passes_through_json(shape):
+    assert ModelShape.from_dict(json.loads(json.dumps(asdict(shape)))) == shape
+    vision = replace(shape.vision, projector=((24, 24), (24, 8)), num_global_layers=2)
+    assert VisionShape.from_dict(json.loads(json.dumps(asdict(vision)))) == vision
+
+
+def test_the_experts_of_one_token_count():
+    config = SimpleNamespace(
+        num_hidden_layers=2,
+        hidden_size=8,
+        intermediate_size=99,
+        num_attention_heads=4,
+        vocab_size=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=6,
+    )
+    assert DecoderShape.of(config) == DecoderShape(2, 8, 12, 4, 4, 2, 5)
+
+
+def test_no_boundary_before_the_first_that_is_possible():
+    assert default_boundaries(8, first=5) == (6,)
+    assert check_boundaries([3, 4], 8, first=3) == (3, 4)
+    with pytest.raises(
+        SettingsError, match=r"boundaries is \[2, 4\], expected ascending decoder layer indices from 3 to 7"
+    ):
+        check_boundaries([2, 4], 8, first=3)
 
 
 def test_check_boundaries_returns_a_tuple():

@@ -19,12 +19,12 @@ from tests.plan.shapes import LLAVA_7B, llava
 def usage(request, text_lengths, num_images=1, shape=LLAVA_7B):
     """Usage of a prompt with one image between every two texts."""
     settings = resolve_settings(request, shape)
-    entering = settings.num_entering(shape.vision.num_patches)
+    entering = settings.num_entering(shape.num_patches)
     starts = [sum(text_lengths[: idx + 1]) + idx * entering for idx in range(num_images)]
     num_tokens = sum(text_lengths) + num_images * entering
     layout = make_layout(num_tokens, [(start, start + entering) for start in starts])
     plan = make_plan(layout, settings.keep, guiding_rows(layout, "last"))
-    return compression_usage(settings, shape, num_images, plan)
+    return compression_usage(settings, shape, num_images * shape.num_patches, plan)
 
 
 def test_one_image_and_34_text_tokens_under_aggressive():

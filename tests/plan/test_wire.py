@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 
 from duet_server.plan import (
-    CompressionSettings,
+    ModelShape,
     PromptLayout,
     RequestPlan,
     SegmentPlan,
     SettingsError,
     Span,
+    Stage1Rule,
+    Unit,
+    VisualRows,
+    cut_units,
     off_settings,
     presets,
 )
 from duet_server.plan.wire import (
-    NO_STAGE1,
-    Stage1Counts,
     decode_plan,
-    decode_stage1,
+    decode_rule,
     encode_extra_args,
     encode_processor_kwargs,
 )
 from tests.golden_cases import GoldenCase, golden_cases
-from tests.plan.shapes import LLAVA_7B
+from tests.held_counts import dropping_args
+from tests.plan.shapes import LLAVA_7B, llava
 
 # Prompt of 20 rows: text 0-1, two images of 4 side by side 2-9, text 10-12, an image of 5 13-17, text 18-19.
 SPANS = [(13, 18), (2, 6), (6, 10)]
 POOLS = (Span(2, 10), Span(13, 18))
-KEEP = [0.5, 0.2]
+VISUAL = VisualRows(SPANS, [])
+HELD = [8, 5, 4, 2, 1, 1]  # a half and a fifth of each pool
 AFTER = (
     SegmentPlan(20, 0, POOLS),
     SegmentPlan(13, 7, (Span(2, 6), Span(9, 11))),  # 4 of 8, 2 of 5
@@ -56,7 +61,7 @@ def expected_plan(*guiding: int) -> RequestPlan:
     ids=["default", "all", "last", "salient", "no salient word", "salient words left out"],
 )
 def test_the_decoded_plan_has_the_segments_worked_out_by_hand(extra_args: dict, guiding: tuple[int, ...]):
-    assert decode_plan({"duet_keep": KEEP, **extra_args}, 20, SPANS, 2) == expected_plan(*guiding)
+    assert decode_plan({"duet_held": HELD, **extra_args}, 20, VISUAL, 2) == expected_plan(*guiding)
 
 
 @pytest.mark.parametrize(
@@ -64,46 +69,48 @@ def test_the_decoded_plan_has_the_segments_worked_out_by_hand(extra_args: dict, 
     [
         (SPANS, {}),
         (SPANS, {"duet_guide": "last", "duet_salient": [19]}),
-        (SPANS, {"duet_keep": [1.0, 1]}),
-        ([], {"duet_keep": KEEP}),
+        (SPANS, {"duet_held": [8, 5] * 3}),
+        ([], {"duet_held": HELD}),
     ],
-    ids=["no settings", "no keeps", "keeps of one", "no images"],
+    ids=["no settings", "no counts", "all rows", "no images"],
 )
 def test_nothing_to_drop_is_no_plan(spans: list[tuple[int, int]], extra_args: dict):
-    assert decode_plan(extra_args, 20, spans, 2) is None
-
-
-def test_a_keep_that_rounds_to_every_token_is_no_plan():
-    assert decode_plan({"duet_keep": [1.0]}, 5, [(1, 2)], 1) is None
-    plan = decode_plan({"duet_keep": [0.99]}, 5, [(1, 2)], 1)
-
-    assert plan is not None  # floor(0.99) of one token is 0 tokens
-    assert plan.segments[1].num_tokens == 4
+    assert decode_plan(extra_args, 20, VisualRows(spans, []), 2) is None
 
 
 def test_arguments_are_not_modified():
-    spans, extra_args = list(SPANS), {"duet_keep": [0.5, 0.5], "duet_guide": "salient", "duet_salient": [18, 11]}
-    first = decode_plan(extra_args, 20, spans, 2)
+    spans, extra_args = list(SPANS), {"duet_held": list(HELD), "duet_guide": "salient", "duet_salient": [18, 11]}
+    first = decode_plan(extra_args, 20, VisualRows(spans, []), 2)
 
     assert spans == SPANS
-    assert extra_args == {"duet_keep": [0.5, 0.5], "duet_guide": "salient", "duet_salient": [18, 11]}
-    assert decode_plan(extra_args, 20, tuple(spans[::-1]), 2) == first
+    assert extra_args == {"duet_held": HELD, "duet_guide": "salient", "duet_salient": [18, 11]}
+    assert decode_plan(extra_args, 20, VisualRows(spans[::-1], []), 2) == first
 
 
 @pytest.mark.parametrize(
-    "keep",
+    "held",
     [
-        *([], [0.5], [0.5, 0.2, 0.1], [0.2, 0.5], [1.5, 0.5], [0.5, -0.1], [math.nan, 0.5], [0.5, math.nan]),
-        *(["1", "0"], 0.5, "ab", {"a": 1, "b": 0}, {0.5, 0.2}),
+        *([], [8, 5], [8, 5, 4, 2], [8, 5, 4, 2, 1, 1, 0], [8, 5, 4, 2, 5, 1], [7, 5, 4, 2, 1, 1], [9, 5, 4, 2, 1, 1]),
+        *([8, 5, 4, 2, -1, 1], [8, 5, 4, 2, 1.0, 1], [8, 5, 4, 2, True, 1], [8, 5, 4, 2, math.nan, 1]),
+        *(["8", "5", "4", "2", "1", "1"], 8, "850000", {8: 5}, {8, 5, 4}),
     ],
     ids=repr,
 )
-def test_keeps_that_cannot_be_served_are_refused(keep: object):
+def test_counts_that_cannot_be_served_are_refused(held: object):
     with pytest.raises(SettingsError) as error:
-        decode_plan({"duet_keep": keep}, 20, SPANS, 2)
+        decode_plan({"duet_held": held}, 20, VISUAL, 2)
 
-    assert error.value.field == "duet_keep"
-    assert error.value.value is keep
+    assert error.value.field == "duet_held"
+    assert error.value.value is held
+
+
+def test_structure_is_never_dropped():
+    visual = VisualRows(SPANS, [6, 15])
+    plan = decode_plan({"duet_held": [8, 5, 4, 2, 1, 1]}, 20, visual, 2)
+    assert [segment.num_visual_tokens for segment in plan.segments] == [11, 4, 0]
+    assert plan.layout.num_text_tokens == 7
+    with pytest.raises(SettingsError, match="counts from 5 to 1 that never rise"):
+        decode_plan({"duet_held": [8, 5, 4, 2, 1, 0]}, 20, visual, 2)
 
 
 @pytest.mark.parametrize(
@@ -123,25 +130,25 @@ def test_keeps_that_cannot_be_served_are_refused(keep: object):
 )
 def test_guiding_rows_that_cannot_be_served_are_refused(text: object, guide: object, message: str):
     with pytest.raises(SettingsError, match=message):
-        decode_plan({"duet_keep": KEEP, "duet_guide": text, "duet_salient": guide}, 20, SPANS, 2)
+        decode_plan({"duet_held": HELD, "duet_guide": text, "duet_salient": guide}, 20, VISUAL, 2)
 
 
 def test_a_prompt_that_ends_on_an_image_cannot_drop_tokens():
     with pytest.raises(SettingsError, match="text after the last image"):
-        decode_plan({"duet_keep": [0.5, 0.0]}, 10, [(4, 10)], 2)
-    assert decode_plan({"duet_keep": [1.0, 1.0]}, 10, [(4, 10)], 2) is None
+        decode_plan({"duet_held": [6, 3, 0]}, 10, VisualRows([(4, 10)], []), 2)
+    assert decode_plan({"duet_held": [6, 6, 6]}, 10, VisualRows([(4, 10)], []), 2) is None
 
 
 def test_a_plan_carries_its_trace():
-    extra_args = {"duet_keep": KEEP, "duet_trace": 7}
-    assert decode_plan(extra_args, 20, SPANS, 2) == replace(expected_plan(10, 11, 12, 18, 19), trace_id=7)
+    extra_args = {"duet_held": HELD, "duet_trace": 7}
+    assert decode_plan(extra_args, 20, VISUAL, 2) == replace(expected_plan(10, 11, 12, 18, 19), trace_id=7)
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=str)
 def test_golden_lengths(case: GoldenCase):
     span = case.image_start, case.image_start + case.num_entering
-    extra_args = {"duet_keep": case.keep, "duet_guide": "salient", "duet_salient": case.guiding_rows}
-    plan = decode_plan(extra_args, case.prefill_len, [span], len(case.boundaries))
+    extra_args = dropping_args(case.prefill_len, [span], case.keep, "salient", case.guiding_rows)
+    plan = decode_plan(extra_args, case.prefill_len, VisualRows([span], []), len(case.boundaries))
     edges = [0, *case.boundaries, len(case.kv_lens_per_layer)]
     held = [case.kv_lens_per_layer[start] for start in edges[:-1]]
 
@@ -153,48 +160,52 @@ def test_golden_lengths(case: GoldenCase):
         assert list(plan.guiding_rows) == case.guiding_rows
 
 
-@pytest.mark.parametrize("name", list(presets(LLAVA_7B)))
-@pytest.mark.parametrize("trace_id", [0, 1, 2**63 - 1])
-def test_stage1_is_decoded_as_it_was_encoded(name: str, trace_id: int):
-    settings = presets(LLAVA_7B)[name]
-    kwargs = encode_processor_kwargs(settings, trace_id)
-    counts = decode_stage1(kwargs, 576)
-
-    assert kwargs.get("duet_trace", 0) == trace_id
-    if settings.dominant is None:
-        assert counts == NO_STAGE1
-    else:
-        assert counts == (settings.dominant, settings.contextual, settings.cluster_width or 0)
-        assert counts.num_entering == settings.num_entering(576)
-
-
-def test_an_uncompressed_request_carries_nothing():
-    assert encode_processor_kwargs(None) == encode_processor_kwargs(off_settings(LLAVA_7B)) == {}
-
-
 @pytest.mark.parametrize(
     ("guide", "guiding"), [("all", (10, 11, 12, 18, 19)), ("salient", (11, 18, 19)), ("last", (19,))]
 )
 @pytest.mark.parametrize("trace_id", [0, 7])
 def test_a_plan_is_decoded_as_it_was_encoded(guide: str, guiding: tuple[int, ...], trace_id: int):
-    settings = CompressionSettings(None, 0, None, (0.5, 0.2), guide, "custom")
-    args = encode_extra_args(settings, [11, 18], trace_id)
-    assert decode_plan(args, 20, SPANS, 2) == replace(expected_plan(*guiding), trace_id=trace_id)
+    args = encode_extra_args(expected_plan(), guide, [11, 18], trace_id)
+    assert args["duet_held"] == HELD
+    assert decode_plan(json.loads(json.dumps(args)), 20, VISUAL, 2) == replace(
+        expected_plan(*guiding), trace_id=trace_id
+    )
 
 
-@pytest.mark.parametrize("counts", [[1, 0, 0], [577, 0, 4], [1, 576, 4], (72, 30, 4)], ids=repr)
-def test_counts_that_fit_are_accepted(counts: object):
-    assert decode_stage1({"duet_stage1": counts}, 576) == Stage1Counts(*counts)
+def test_an_uncompressed_request_carries_nothing():
+    assert encode_processor_kwargs(None, LLAVA_7B) == {}
+    assert encode_processor_kwargs(off_settings(LLAVA_7B), LLAVA_7B) == {}
+
+
+@pytest.mark.parametrize("name", list(presets(LLAVA_7B)))
+@pytest.mark.parametrize("shape", [LLAVA_7B, llava(num_patches=None)], ids=["one size", "any size"])
+@pytest.mark.parametrize("trace_id", [0, 1, 2**63 - 1])
+def test_a_rule_is_decoded_as_it_was_encoded(shape: ModelShape, name: str, trace_id: int):
+    """As shares or as counts, a preset gives an image of the usual size the same counts."""
+    kwargs = json.loads(json.dumps(encode_processor_kwargs(presets(shape)[name], shape, trace_id)))
+    assert kwargs.get("duet_trace", 0) == trace_id
+    (unit,) = cut_units(decode_rule(kwargs), [(24, 24)], has_cls=True)
+    settings = presets(LLAVA_7B)[name]
+    counts = (settings.dominant or 0, settings.contextual, settings.cluster_width or 0)
+    assert unit == Unit(24, 24, *counts)
+    assert unit.num_entering == settings.num_entering(576)
 
 
 @pytest.mark.parametrize(
-    "counts",
+    "rule", [[1, 0, 0], (72, 30, 4), [0.5, 0.1, 4], [0.5, 3, 0], [64, -1, 4], [0.3, -1, 4]], ids=repr
+)
+def test_rules_that_the_engine_understands(rule: list):
+    assert decode_rule({"duet_stage1": rule}) == Stage1Rule(*rule)
+
+
+@pytest.mark.parametrize(
+    "rule",
     [
-        *([0, 0, 0], [0, 5, 4], [1, -1, 4], [1, 1, -1], [578, 0, 4], [2, 576, 4]),
-        *([1, 2], [1, 2, 3, 4], [1.0, 2, 3], [True, 1, 1], "abc", None, {}),
+        *([0, 0, 0], [-0.5, 5, 4], [1, -2, 4], [1, -0.5, 4], [1, 1, -1], [1.5, 0, 4], [2, 1.5, 4], [0.5, 0.1, 0.5]),
+        *([1, 2], [1, 2, 3, 4], [True, 1, 1], [math.nan, 1, 1], [1, math.inf, 1], ["1", 1, 1], "abc", None, {}),
     ],
     ids=repr,
 )
-def test_counts_that_cannot_be_served_are_refused(counts: object):
-    with pytest.raises(SettingsError, match=r"^duet_stage1 is .*, expected .*dominant - 1 \+ contextual at most 576"):
-        decode_stage1({"duet_stage1": counts}, 576)
+def test_rules_that_the_engine_refuses(rule: object):
+    with pytest.raises(SettingsError, match=r"^duet_stage1 is .*, expected \[dominant, contextual, cluster_width\]"):
+        decode_rule({"duet_stage1": rule})

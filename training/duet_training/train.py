@@ -29,7 +29,7 @@ def make_trainer(duet: DuetArguments, training: TrainingArguments) -> Trainer:
     shape = llava_shape(model.config, model.boundaries)
     compressions = [resolve_settings(request, shape) for request in duet.compressions]
     processor = AutoProcessor.from_pretrained(duet.model)
-    num_patches = shape.vision.num_patches
+    num_patches = shape.num_patches
     tokens_per_picture = max(settings.num_entering(num_patches) for settings in compressions)
     records, _ = read_records(Path(duet.data), Path(duet.images), duet.on_bad_data)
     trainer = DuetTrainer(

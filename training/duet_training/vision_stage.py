@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from duet_kernels import cls_score, implementation, select_and_merge
 from duet_server.plan import CompressionSettings
-from duet_server.plan.wire import Stage1Counts
 
 
 class EncodedImages(NamedTuple):
@@ -49,12 +48,13 @@ def compress(images: EncodedImages, settings: CompressionSettings) -> tuple[Tens
     """
     if settings.dominant is None:
         return images.hidden[:, 1:].flatten(0, 1), None
-    counts = Stage1Counts.of(settings)
+    counts = (int(settings.dominant), int(settings.contextual), settings.cluster_width or 0)
     hidden = images.hidden
     # In float32 even under autocast, as in the engine. Only the plain torch reference supports autograd.
     with torch.autocast(hidden.device.type, enabled=False), implementation("reference"):
         score = cls_score(images.query[:, 0], images.key, images.key.shape[-1] ** -0.5)
-        return select_and_merge(hidden, score, images.key.float().mean(dim=2), [counts] * len(hidden))
+        tokens, by_score, _ = select_and_merge(hidden, score, images.key.float().mean(dim=2), [counts] * len(hidden))
+        return tokens, by_score
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ from duet_server.plan import (
     CompressionSettings,
     ModelShape,
     SettingsError,
-    llava_shape,
     presets,
     resolve_settings,
 )
 from duet_server.plan.errors import Words
+from duet_server.plan.presets import REFERENCE_NUM_PATCHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,17 @@ class ServedModel:
     max_num_batched_tokens: int
     kv_dtype_bytes: int
     notice: str | None
+    unit: str = "image"
+    is_proven: bool = True
+    max_excess: float = math.inf  # positions that a prompt may have beyond its tokens
 
     @classmethod
     def from_config(cls, vllm_config: Any, options: ServerOptions) -> ServedModel:
         """Read vLLM's configuration. Raises SettingsError if the default compression cannot be served."""
         model_config = vllm_config.model_config
         kv_dtype: torch.dtype = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model_config)
+        about = vllm_config.additional_config.get("duet", {}).get("served") or {}
+        most, context = about.get("max_positions"), model_config.max_model_len
         served = cls(
             name=model_config.served_model_name,
             shape=model_shape(vllm_config),
@@ -48,6 +54,9 @@ class ServedModel:
             max_num_batched_tokens=max_step_tokens(vllm_config),
             kv_dtype_bytes=kv_dtype.itemsize,
             notice=DEMO_NOTICE if getattr(model_config.hf_config, DEMO_MARK, False) else None,
+            unit=about.get("unit", "image"),
+            is_proven=about.get("is_proven", True),
+            max_excess=math.inf if most is None else most - context,
         )
         served._check_default()
         return served
@@ -87,6 +96,7 @@ class ServedModel:
             "num_layers": decoder.num_layers,
             "boundaries": list(self.shape.boundaries),
             "visual_tokens_per_image": vision.num_patches,
+            "modalities": {"image": {"unit": self.unit, "quality": "published" if self.is_proven else "unproven"}},
             "default": self.default,
             "presets": {name: self._describe_preset(settings) for name, settings in self._presets().items()},
             "limits": {
@@ -98,20 +108,28 @@ class ServedModel:
     def _presets(self) -> dict[str, CompressionSettings]:
         """The presets that a request may name: their reduction is within ``max_reduction``."""
         assert self.shape is not None
-        least = (1 - self.max_reduction) * self.shape.vision.num_patches
-        return {name: p for name, p in presets(self.shape).items() if p.layer_average(self.shape) >= least}
+        typical, least = self._typical_shape, (1 - self.max_reduction) * self._typical_shape.num_patches
+        return {name: p for name, p in presets(self.shape).items() if p.layer_average(typical) >= least}
+
+    @property
+    def _typical_shape(self) -> ModelShape:
+        """The shape with the size of every image, or with the size for which the authors made their presets."""
+        assert self.shape is not None
+        return self.shape if self.shape.vision.num_patches else self.shape.at(REFERENCE_NUM_PATCHES)
 
     def _describe_preset(self, settings: CompressionSettings) -> dict[str, Any]:
         assert self.shape is not None
-        average = settings.layer_average(self.shape)
-        num_patches = self.shape.vision.num_patches
+        average, num_patches = settings.layer_average(self._typical_shape), self.shape.vision.num_patches
+        reduction = {"reduction": round(1 - average / self._typical_shape.num_patches, 4)}
+        described = {key: value for key, value in settings.as_dict().items() if key != "preset"}
+        if num_patches is None:
+            return described | reduction
         counts = {
             "visual_tokens": settings.num_entering(num_patches),
             "segments": list(settings.segment_counts(num_patches)),
             "layer_average": round(average, 4),
-            "reduction": round(1 - average / num_patches, 4),
         }
-        return {key: value for key, value in settings.as_dict().items() if key != "preset"} | counts
+        return described | counts | reduction
 
     def _check_default(self) -> None:
         try:
@@ -131,11 +149,10 @@ def max_step_tokens(vllm_config: Any) -> int:
 def model_shape(vllm_config: Any) -> ModelShape | None:
     """The served model's shape; None for a model without compression.
 
-    The engine's plugin sets ``served`` in the configuration only if it serves the model with compression.
+    The engine's plugin leaves it in the configuration, with ``served`` if the model takes images.
     """
-    if not is_served(vllm_config):
-        return None
-    return llava_shape(vllm_config.model_config.hf_config, vllm_config.additional_config["duet"]["boundaries"])
+    duet = vllm_config.additional_config.get("duet", {})
+    return ModelShape.from_dict(duet["shape"]) if duet.get("served") else None
 
 
 def is_served(vllm_config: Any) -> bool:

@@ -1,10 +1,12 @@
 """Registers the models that the plugin serves, and sets the vLLM configuration that they need."""
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
+from duet_server.engine.backbones.table import backbone_of, backbones
 from duet_server.engine.supported import CUDA_BACKENDS, SCHEDULER, WORKERS, check_options, named_backend
 from duet_server.engine.vllm_internals import (
     AttentionBackendEnum,
@@ -16,7 +18,10 @@ from duet_server.engine.vllm_internals import (
     envs,
     init_logger,
 )
-from duet_server.plan import check_boundaries, default_boundaries
+from duet_server.plan import DecoderShape, ModelShape, check_boundaries, default_boundaries
+
+if TYPE_CHECKING:
+    from duet_server.engine.backbones.backbone import Backbone
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM sets up its own loggers only
 
@@ -24,20 +29,33 @@ MOST_DEFAULT_STEP_TOKENS = 16384
 
 
 def register_models() -> None:
-    ModelRegistry.register_model(
-        "LlavaForConditionalGeneration", "duet_server.engine.models.llava:DuetLlavaForConditionalGeneration"
-    )
-    MODELS_CONFIG_MAP["LlavaForConditionalGeneration"] = DuetLlavaConfig
+    """Put DUET's classes in front of vLLM's own, for every architecture that has a backbone."""
+    for architecture in backbones():
+        ModelRegistry.register_model(architecture, f"duet_server.engine.served:{architecture}")
+        vllms = MODELS_CONFIG_MAP.get(architecture)
+        if vllms is None or not issubclass(vllms, DuetConfig):  # vLLM may load plugins more than once
+            MODELS_CONFIG_MAP[architecture] = type(f"Duet{architecture}Config", (DuetConfig,), {"vllms": vllms})
 
 
-class DuetLlavaConfig(VerifyAndUpdateConfig):
+class DuetConfig(VerifyAndUpdateConfig):
     """vLLM calls it while it builds its configuration, before the platform replaces values that are "auto"."""
 
-    @staticmethod
-    def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        from duet_server.engine.models.llava import check_config
+    vllms: ClassVar[type[VerifyAndUpdateConfig] | None] = None  # vLLM's own, for the same architecture
 
-        check_config(vllm_config)
+    @classmethod
+    def verify_and_update_model_config(cls, model_config: Any) -> None:
+        if cls.vllms is not None:
+            cls.vllms.verify_and_update_model_config(model_config)
+
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        if cls.vllms is not None:
+            cls.vllms.verify_and_update_config(vllm_config)
+        model = vllm_config.model_config
+        backbone = backbone_of(model.architecture)
+        assert backbone is not None, f"{model.architecture=}"
+        backbone = backbone.variant(model.hf_config)
+        backbone.check(vllm_config)
         check_options(vllm_config)
         if current_platform.device_type == "cuda":
             logger.warning_once(
@@ -45,7 +63,7 @@ class DuetLlavaConfig(VerifyAndUpdateConfig):
             )
             _choose_attention_backend(vllm_config)
         scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
-        duet = _duet_config(vllm_config)
+        duet = _duet_config(vllm_config, backbone)
         if duet.pop("raise_step_tokens", False) and duet["boundaries"]:
             _fit_whole_prompts(vllm_config)
         vllm_config.additional_config = {**vllm_config.additional_config, "duet": duet}
@@ -54,24 +72,33 @@ class DuetLlavaConfig(VerifyAndUpdateConfig):
             scheduler.scheduler_cls = SCHEDULER
         if parallel.worker_cls == "auto":
             parallel.worker_cls = WORKERS[current_platform.device_type]
-        _send_every_picture(vllm_config.model_config.multimodal_config)
+        _send_every_picture(model.multimodal_config)
         # CUDA graphs for decode steps only: a prefill that drops changes its number of rows between layers.
         compilation = vllm_config.compilation_config
         if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
             compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
 
 
-def _duet_config(vllm_config: VllmConfig) -> dict[str, Any]:
-    """What the processes must agree on. ``served`` tells the API that the engine compresses this model."""
+def _duet_config(vllm_config: VllmConfig, backbone: "Backbone") -> dict[str, Any]:
+    """What the processes must agree on. ``shape`` tells the API what it serves; without compression there is none."""
     duet = dict(vllm_config.additional_config.get("duet", {}))
-    takes_images = vllm_config.model_config.get_multimodal_config().get_limit_per_prompt("image") > 0
-    num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
+    model = vllm_config.model_config
+    takes_images = model.get_multimodal_config().get_limit_per_prompt("image") > 0
+    decoder, first = DecoderShape.of(model.hf_text_config), backbone.first_boundary(model.hf_config)
     boundaries = duet.get("boundaries")
     if boundaries is None:
-        boundaries = default_boundaries(num_layers)
+        boundaries = default_boundaries(decoder.num_layers, first)
     # Without images, vLLM does not even load the tower, and there is nothing to compress.
-    duet["boundaries"] = list(check_boundaries(boundaries, num_layers)) if takes_images else []
-    duet["served"] = takes_images
+    boundaries = check_boundaries(boundaries, decoder.num_layers, first) if takes_images else ()
+    shape = ModelShape(decoder, backbone.vision_shape(model.hf_config), boundaries)
+    duet["boundaries"] = list(boundaries)
+    about = {
+        "unit": backbone.unit_name,
+        "is_proven": backbone.is_proven,
+        "max_positions": backbone.max_positions(model.hf_config),
+    }
+    duet["served"] = about if takes_images else None
+    duet["shape"] = asdict(shape)
     return duet
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from duet_server.plan import RequestPlan, visual_spans
+from duet_server.plan import RequestPlan, VisualRows
 from duet_server.plan.wire import decode_plan
 
 
@@ -24,9 +24,9 @@ class RequestPlans:
         Raises:
             SettingsError: if the request's settings cannot be served.
         """
-        spans = visual_spans(feature.mm_position for feature in mm_features)
+        visual = VisualRows.of(feature.mm_position for feature in mm_features)
         extra_args = sampling_params.extra_args if sampling_params else None
-        self._plans[request_id] = decode_plan(extra_args or {}, num_prompt_tokens, spans, self.num_boundaries)
+        self._plans[request_id] = decode_plan(extra_args or {}, num_prompt_tokens, visual, self.num_boundaries)
 
     def remove(self, request_id: str) -> None:
         self._plans.pop(request_id, None)

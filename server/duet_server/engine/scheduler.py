@@ -5,10 +5,11 @@ from typing import Any
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 
+from duet_server.engine.item_fields import units_of
 from duet_server.engine.kv_cache import SegmentManager, check_groups
 from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
-from duet_server.plan import SettingsError, llava_shape
+from duet_server.plan import SettingsError
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -16,6 +17,7 @@ logger = init_logger(f"vllm.{__name__}")
 MAX_STEPS_PASSED = 8
 # So many of them a step passes over; it admits nobody behind them, since to walk a long queue takes milliseconds.
 MAX_PROMPTS_PASSED = 64
+NO_LIMIT = 1 << 60  # of vLLM's own count of visual tokens
 
 
 class DuetScheduler(AsyncScheduler):
@@ -34,7 +36,6 @@ class DuetScheduler(AsyncScheduler):
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             assert isinstance(manager, SegmentManager), type(manager)
             manager.plans = self.plans
-        self.num_patches = llava_shape(self.vllm_config.model_config.hf_config, boundaries).vision.num_patches
         self.passed_since: dict[str, int] = {}  # by request id, the first step that had no room for the prompt
         self._own_step = 0  # the last step in which the running requests paused
         self._last_to_admit: str | None = None  # the request behind which nobody is admitted
@@ -127,8 +128,8 @@ class DuetScheduler(AsyncScheduler):
             return True
         cached = self.encoder_cache_manager.get_cached_num_encoder_embeds
         features = enumerate(request.mm_features)
-        uncached = {feature.identifier for idx, feature in features if cached(request, idx) is None}
-        return len(uncached) * self.num_patches <= self._patches_left
+        uncached = {feature.identifier: feature for idx, feature in features if cached(request, idx) is None}
+        return sum(map(_num_encoded, uncached.values())) <= self._patches_left
 
     def _try_schedule_encoder_inputs(
         self,
@@ -138,31 +139,50 @@ class DuetScheduler(AsyncScheduler):
         encoder_compute_budget: int,
         **kwargs: Any,
     ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """Count the encoder's budget in patches, and make a prompt that drops wait until it fits one step.
+        """Count the encoder's budget before stage 1, and make a prompt that drops wait until it fits one step.
 
-        vLLM counts the tokens of a picture behind stage 1, but the tower computes all patches.
+        vLLM counts the tokens of a picture behind stage 1, but the tower computes all of them.
         """
         is_whole = num_computed_tokens == 0 and self.plans.get(request.request_id) is not None
-        num_pictures = encoder_compute_budget // self.num_patches
-        if is_whole and encoder_compute_budget == self.max_num_encoder_input_tokens:
-            num_pictures = max(num_pictures, len(request.mm_features))  # alone, since it cannot be split
+        if not is_whole or encoder_compute_budget < self.max_num_encoder_input_tokens:
+            # A prompt that drops may exceed the budget if it is alone, since it cannot be split.
+            num_new_tokens = self._tokens_within(request, num_computed_tokens, num_new_tokens, encoder_compute_budget)
         scheduled, num_new_tokens, _, external, duplicates = super()._try_schedule_encoder_inputs(
-            request,
-            num_computed_tokens,
-            num_new_tokens,
-            num_pictures * max(map(request.get_num_encoder_embeds, range(len(request.mm_features))), default=0),
-            **kwargs,
+            request, num_computed_tokens, num_new_tokens, NO_LIMIT, **kwargs
         )
         if is_whole and num_new_tokens < request.num_prompt_tokens:
             self.encoder_cache_manager.free(request)
             return [], 0, encoder_compute_budget, [], []
-        self._patches_left = max(0, encoder_compute_budget - len(scheduled) * self.num_patches)
+        spent = sum(_num_encoded(request.mm_features[idx]) for idx in scheduled)
+        self._patches_left = max(0, encoder_compute_budget - spent)
         return scheduled, num_new_tokens, self._patches_left, external, duplicates
+
+    def _tokens_within(self, request: Request, num_computed: int, num_new: int, budget: int) -> int:
+        """The new tokens before the first picture that the encoder's budget does not admit."""
+        counted = set()
+        for idx, feature in enumerate(request.mm_features):
+            place = feature.mm_position
+            if place.offset >= num_computed + num_new:
+                break
+            is_cached = self.encoder_cache_manager.get_cached_num_encoder_embeds(request, idx) is not None
+            if is_cached or feature.identifier in counted or place.offset + place.length <= num_computed:
+                continue
+            counted.add(feature.identifier)
+            budget -= _num_encoded(feature)
+            if budget < 0:
+                return max(0, place.offset - num_computed)
+        return num_new
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.plans.remove(request.request_id)
         self.passed_since.pop(request.request_id, None)
+
+
+def _num_encoded(feature: Any) -> int:
+    """The visual tokens that the tower computes for a picture, before stage 1."""
+    units = units_of(feature.data, feature.modality)
+    return sum(unit.num_tokens for unit in units) or feature.mm_position.get_num_embeds()
 
 
 def _num_tokens_due(request: Request) -> int:

@@ -23,15 +23,22 @@ class StepBoundary:
     rows: Array  # [rows after] rows of the segment before; placeholders for the ranked pools
     key_rows: Array | None = None  # [keys] rows of the segment before that are the keys of ``ranked``
     ranked: RankedRows | None = None  # None if no pool needs scores
+    structure: Array | None = (
+        None  # [structure rows] of ranked pools, as rows of the whole batch; None if there are none
+    )
 
     def pack(self) -> list[Array]:
         """The arrays, in the order in which they move to a device together."""
-        return [self.rows] if self.ranked is None else [self.rows, self.key_rows, *self.ranked.pack()]
+        ranked = [] if self.ranked is None else [self.key_rows, *self.ranked.pack()]
+        return [self.rows, *ranked, *([] if self.structure is None else [self.structure])]
 
     def unpack(self, arrays: Iterator[Array]) -> Self:
         """The same boundary with its arrays replaced by the next of ``arrays``, which come in the order of ``pack``."""
         rows = next(arrays)
-        return type(self)(rows) if self.ranked is None else type(self)(rows, next(arrays), self.ranked.unpack(arrays))
+        if self.ranked is None:
+            return type(self)(rows)
+        key_rows, ranked = next(arrays), self.ranked.unpack(arrays)
+        return type(self)(rows, key_rows, ranked, None if self.structure is None else next(arrays))
 
 
 class StepLayout:
@@ -112,7 +119,8 @@ def _step_boundary(layout: StepLayout, segment_idx: int) -> StepBoundary | None:
     before, after = layout.starts[segment_idx - 1], layout.starts[segment_idx]
     if before[-1] == after[-1]:
         return None
-    is_kept, builder, key_rows = np.ones(before[-1], dtype=bool), RankedRowsBuilder(), []
+    is_kept, builder = np.ones(before[-1], dtype=bool), RankedRowsBuilder()
+    key_rows, structure = [], list[int]()
     for request_idx, plan in layout.prefills:
         start, new_start = int(before[request_idx]), int(after[request_idx])
         old, new = plan.segments[segment_idx - 1 : segment_idx + 1]
@@ -124,8 +132,11 @@ def _step_boundary(layout: StepLayout, segment_idx: int) -> StepBoundary | None:
             if 0 < num_keep < length:  # a pool that stays or goes as a whole needs no scores
                 pools.append((old_pool.start, length, num_keep, first, new_start + new_pool.start))
         if pools:
+            structure += [int(layout.starts[0, request_idx]) + row for row in plan.layout.structure]
             # Keys are prompt rows only: guiding rows do not attend to generated tokens, which come after them.
             builder.add(old.num_tokens, text_rows(plan, segment_idx - 1, plan.guiding_rows), pools)
             key_rows.append(np.arange(start, start + old.num_tokens))
     rows, ranked = is_kept.nonzero()[0], builder.build()
-    return StepBoundary(rows) if ranked is None else StepBoundary(rows, np.concatenate(key_rows), ranked)
+    if ranked is None:
+        return StepBoundary(rows)
+    return StepBoundary(rows, np.concatenate(key_rows), ranked, np.array(structure) if structure else None)

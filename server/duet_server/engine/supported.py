@@ -65,7 +65,13 @@ def _options(vllm_config: VllmConfig) -> Iterator[Option]:
     yield Option("the platform", platform, tuple(WORKERS))
     yield Option("--model-class-overrides", model.model_class_overrides.get(model.architecture), (None,))
     yield Option("--runner", model.runner_type, ("generate",))
-    yield Option("--mm-encoder-only", model.get_multimodal_config().mm_encoder_only, (False,))
+    multimodal: Any = model.get_multimodal_config()
+    yield Option("--mm-encoder-only", multimodal.mm_encoder_only, (False,))
+    # Stage 1 scores all of a picture's tokens at once, and its own counts decide how many there are.
+    yield Option("--mm-encoder-tp-mode", multimodal.mm_encoder_tp_mode, ("weights",))
+    yield Option("--video-pruning-rate", multimodal.video_pruning_rate or None, (None,))
+    # With a cache in shared memory, the API does not see how large a picture is.
+    yield Option("--mm-processor-cache-type", multimodal.mm_processor_cache_type, ("lru", "processor_only"))
     yield Option("--enable-lora", vllm_config.lora_config is not None, (False,))
     yield Option("--speculative-config", _name(vllm_config.speculative_config, "method"), (None,))
     yield Option("--diffusion-config", _name(vllm_config.diffusion_config), (None,))
@@ -89,6 +95,7 @@ def _execution_options(vllm_config: VllmConfig) -> Iterator[Option]:
     graph_modes = (None, CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
     yield Option("--compilation-config.cudagraph_mode", compilation.cudagraph_mode, graph_modes)
     yield Option("--compilation-config.cudagraph_mm_encoder", compilation.cudagraph_mm_encoder, (False,))
+    yield Option("--compilation-config.compile_mm_encoder", compilation.compile_mm_encoder, (False,))
     # Mode 1 compiles the whole model. Mode 2 is what vLLM makes of mode 3 on CPUs; elsewhere nobody has tried it.
     modes = [None, CompilationMode.NONE, CompilationMode.VLLM_COMPILE]
     modes += [CompilationMode.DYNAMO_TRACE_ONCE] if current_platform.is_cpu() else []

@@ -1,4 +1,4 @@
-"""Stage 2: runs a Llama-family decoder segment by segment, and drops visual tokens in between."""
+"""Stage 2: runs vLLM's decoder segment by segment, and drops visual tokens in between."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from duet_kernels import RankedRows, gather_rows, guided_score, keep_highest
+from duet_kernels import gather_rows, guided_score, keep_highest
 from duet_server.engine.attention import SegmentAttention
+from duet_server.engine.backbones.decoder import Decoder
 from duet_server.engine.current_step import CurrentStep
 from duet_server.engine.stage_seconds import stage_clock
 from duet_server.engine.step_layout import StepBoundary, StepLayout
@@ -30,44 +31,78 @@ from duet_server.stage_metrics import STAGE2_SECONDS
 class DecoderState(NamedTuple):
     """The state that passes from segment to segment, one row for each remaining token."""
 
-    positions: torch.Tensor  # [rows]
+    positions: torch.Tensor  # [rows], or [3, rows] with M-RoPE
     hidden: torch.Tensor  # [rows, hidden_size]
     residual: torch.Tensor | None = None  # [rows, hidden_size]
     places: torch.Tensor | None = None  # [rows] index of each row in the whole batch; None before the first drop
+
+
+def segment_decoder(
+    inner: Any, decoder: Decoder, boundaries: Sequence[int], vllm_config: VllmConfig
+) -> "SegmentedDecoder":
+    """Replace the forward of vLLM's inner model by one in segments. vLLM's outer model goes on calling it."""
+    segmented = SegmentedDecoder(inner, decoder, boundaries, vllm_config)
+    vllm_class = type(inner)
+    inner.__class__ = type(f"Segmented{vllm_class.__name__}", (SegmentedModel, vllm_class), {})
+    inner.segmented = segmented
+    return segmented
+
+
+class SegmentedModel:
+    """Mixed in front of vLLM's inner model, whose layers the segments run."""
+
+    segmented: "SegmentedDecoder"
+
+    def __call__(
+        self: Any,
+        input_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **first_segment: Any,
+    ) -> torch.Tensor:
+        hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        return self.segmented(positions, hidden, **first_segment)
 
 
 class SegmentedDecoder:
     """Runs vLLM's decoder (its ``.layers`` and ``.norm``) in segments; owns no weights.
 
     Args:
-        decoder: the inner model of a Llama-family ``…ForCausalLM``; its attention layers are replaced.
+        inner: the inner model of a ``…ForCausalLM``; its attention layers are replaced.
+        decoder: how its layers are made.
         boundaries: decoder layers before which visual tokens may drop.
     """
 
-    def __init__(self, decoder: nn.Module, boundaries: Sequence[int], vllm_config: VllmConfig) -> None:
-        edges = (0, *boundaries, len(decoder.layers))
+    def __init__(self, inner: Any, decoder: Decoder, boundaries: Sequence[int], vllm_config: VllmConfig) -> None:
+        edges = (0, *boundaries, len(inner.layers))
         self.step = CurrentStep(len(edges) - 1, vllm_config)
         self.traces = Traces()
         self.clock = stage_clock(STAGE2_SECONDS, vllm_config)
-        self.hidden_size = decoder.norm.weight.shape[0]
-        for layer in decoder.layers:
-            _check_layer(layer)
+        self.hidden_size = inner.norm.weight.shape[0]
+        self.family = decoder
+        for layer in inner.layers:
+            _check_layer(layer, decoder)
         self.segments = tuple(
             compiled_segment(
-                segment_idx, decoder.layers[start:end], decoder.norm if end == edges[-1] else None, vllm_config
+                segment_idx, inner.layers[start:end], inner.norm if end == edges[-1] else None, vllm_config
             )
             for segment_idx, (start, end) in enumerate(pairwise(edges))
         )
         for segment_idx, segment in enumerate(self.segments):
             for layer in segment.layers:
-                layer.self_attn.attn = SegmentAttention(layer.self_attn.attn, segment_idx, self.step, vllm_config)
+                attention = getattr(layer, decoder.attention)
+                attention.attn = SegmentAttention(attention.attn, segment_idx, self.step, vllm_config)
 
-    def __call__(self, positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Run all segments; hidden states ``[rows, hidden_size]`` for the output head, zero in dropped rows."""
+    def __call__(self, positions: torch.Tensor, hidden: torch.Tensor, **first_segment: Any) -> torch.Tensor:
+        """Run all segments; hidden states ``[rows, hidden_size]`` for the output head, zero in dropped rows.
+
+        ``first_segment`` are further arguments of vLLM's inner model, which concern the first layers only.
+        """
         layout, num_rows = self._layout(), hidden.shape[0]
-        state = DecoderState(positions, hidden)
-        for segment_idx, segment in enumerate(self.segments):
-            if layout is not None and segment_idx > 0:
+        state = _run(self.segments[0], DecoderState(positions, hidden), **first_segment)
+        for segment_idx, segment in enumerate(self.segments[1:], start=1):
+            if layout is not None:
                 state = self._cross(layout, segment_idx, state)
             state = _run(segment, state)
         if state.places is None:
@@ -80,13 +115,18 @@ class SegmentedDecoder:
         """The state that enters a segment, made from the state that left the segment before."""
         boundary = self.step.boundaries[segment_idx - 1]
         if boundary is not None:
-            assert state.residual is not None, "at least one layer runs before a boundary"
             with self.clock:
-                rows, score = surviving_rows(boundary, self.segments[segment_idx].layers[0], *state[:3])
-                places = torch.arange(len(state.hidden), device=rows.device) if state.places is None else state.places
-                gathered = gather_rows(rows, state.hidden, state.residual, places)
+                if state.places is None:
+                    state = state._replace(places=torch.arange(len(state.hidden), device=state.hidden.device))
+                rows, score = surviving_rows(boundary, self.segments[segment_idx].layers[0], self.family, state)
+                gathered = gather_rows(rows, state.hidden, state.residual, state.places)
+                positions = state.positions
+                if self.family.positions == "kept":
+                    positions = positions.index_select(-1, rows)
             self.traces.add_boundary(layout, segment_idx, gathered[2], score)
-            state = DecoderState(state.positions, *gathered)
+            state = DecoderState(positions, *gathered)
+        if self.family.positions == "kept":
+            return state
         return state._replace(positions=self.step.buffers.positions[segment_idx, : len(state.hidden)])
 
     @torch.inference_mode()
@@ -97,14 +137,17 @@ class SegmentedDecoder:
         prompt = make_layout(8, [(1, 5)])
         keep = [0.5] * (len(self.segments) - 1)
         plan = make_plan(prompt, keep, guiding_rows(prompt, "all"))
-        seq_lens = torch.full((1,), prompt.num_tokens, dtype=torch.int32, device=device)
-        self.step.begin([plan], np.zeros(1), np.full(1, prompt.num_tokens), seq_lens, prompt.num_tokens)
-        hidden = torch.zeros(prompt.num_tokens, self.hidden_size, dtype=dtype, device=device)
-        positions = self.step.buffers.positions[0, : prompt.num_tokens]
+        num_rows = prompt.num_tokens
+        seq_lens = torch.full((1,), num_rows, dtype=torch.int32, device=device)
+        self.step.begin([plan], np.zeros(1), np.full(1, num_rows), seq_lens, num_rows)
+        hidden = torch.zeros(num_rows, self.hidden_size, dtype=dtype, device=device)
+        positions = self.step.buffers.positions[0, :num_rows]
+        places = torch.arange(num_rows, device=device)
+        three = positions.expand(3, num_rows) if self.family.positions == "kept" else positions
         boundary, layer = self.step.boundaries[0], self.segments[1].layers[0]
         assert boundary is not None, f"nothing drops: {plan}"
-        rows, _ = surviving_rows(boundary, layer, positions, hidden, hidden.clone())
-        gather_rows(rows, hidden, hidden, positions)
+        rows, _ = surviving_rows(boundary, layer, self.family, DecoderState(three, hidden, hidden.clone(), places))
+        gather_rows(rows, hidden, hidden, places)
         self.step.layout = None
 
     def _layout(self) -> StepLayout | None:
@@ -123,13 +166,24 @@ class DecoderSegment(nn.Module):
         )  # tuples, so not registered as submodules: the decoder owns them
 
     def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        deepstack_input_embeds: Any = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        for layer in self.layers:
+        """Run the layers. ``deepstack_input_embeds`` holds rows to add behind each of the first layers (Qwen3-VL)."""
+        for layer_idx, layer in enumerate(self.layers):
             hidden_states, residual = layer(positions, hidden_states, residual)
+            if deepstack_input_embeds is not None and layer_idx < len(deepstack_input_embeds):
+                hidden_states = hidden_states + deepstack_input_embeds[f"deepstack_input_embeds_{layer_idx}"]
         for norm in self.norms:
             hidden_states, residual = norm(hidden_states, residual)
         return hidden_states, residual
+
+
+# Rows come last in positions, which have three axes with M-RoPE.
+DYNAMIC_DIMS = {"positions": -1, "hidden_states": 0, "residual": 0, "deepstack_input_embeds": 0}
 
 
 def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_config: VllmConfig) -> DecoderSegment:
@@ -150,19 +204,21 @@ def compiled_segment(segment_idx: int, layers: Iterable[Any], norm: Any, vllm_co
     code = DecoderSegment.forward.__code__.replace(co_name=f"forward_{segment_idx}", co_qualname=f"{name}.forward")
     forward = FunctionType(code, DecoderSegment.forward.__globals__, code.co_name)
     forward.__qualname__, forward.__annotations__ = code.co_qualname, DecoderSegment.forward.__annotations__
-    segment_class = support_torch_compile(type(name, (DecoderSegment,), {"forward": forward, "__module__": __name__}))
+    forward.__defaults__ = DecoderSegment.forward.__defaults__
+    compiled = support_torch_compile(dynamic_arg_dims=DYNAMIC_DIMS)
+    segment_class = compiled(type(name, (DecoderSegment,), {"forward": forward, "__module__": __name__}))
     with set_model_tag(f"decoder_segment_{segment_idx}"):
         return segment_class(layers=layers, norm=norm, vllm_config=vllm_config)
 
 
-def _run(segment: DecoderSegment, state: DecoderState) -> DecoderState:
+def _run(segment: DecoderSegment, state: DecoderState, **first_segment: Any) -> DecoderState:
     """The state behind a segment. No local of the loop may keep its rows alive once the next boundary drops some."""
-    hidden, residual = segment(state.positions, state.hidden, state.residual)
+    hidden, residual = segment(state.positions, state.hidden, state.residual, **first_segment)
     return state._replace(hidden=hidden, residual=residual)
 
 
 def surviving_rows(
-    boundary: StepBoundary, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
+    boundary: StepBoundary, layer: Any, family: Decoder, state: DecoderState
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The rows that pass a boundary, ``[rows after]``, and the score of each key, or None if nothing is ranked.
 
@@ -170,36 +226,53 @@ def surviving_rows(
     """
     if boundary.ranked is None:
         return boundary.rows, None
-    keys = gather_rows(boundary.key_rows, hidden, residual, positions)
-    score = _score(boundary.ranked, layer, *keys)
+    assert state.residual is not None, "at least one layer runs before a boundary"
+    hidden, residual, places = gather_rows(boundary.key_rows, state.hidden, state.residual, state.places)
+    positions = state.positions.index_select(-1, boundary.key_rows)
+    query, key, scale = intercept(layer, family, positions, hidden, residual)
+    score = guided_score(query[boundary.ranked.guiding_keys], key, boundary.ranked, scale)
+    num_ranks = get_tensor_model_parallel_world_size()
+    if num_ranks > 1:
+        # Gather, then add in rank order: every rank gets the same bits, and so keeps the same tokens.
+        score = tensor_model_parallel_all_gather(score, dim=0).view(num_ranks, -1).mean(dim=0)
+    if boundary.structure is not None:
+        score.masked_fill_(torch.isin(places, boundary.structure), torch.inf)
     keep_highest(score, boundary.ranked, boundary.rows)
     return boundary.rows, score
 
 
-def _score(
-    ranked: RankedRows, layer: Any, hidden: torch.Tensor, residual: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
-    """The score of every key by its request's guiding rows, with the layer's norm, projections and rotary embedding."""
-    attention = layer.self_attn
-    qkv, _ = attention.qkv_proj(layer.input_layernorm(hidden, residual)[0])
-    query, key, _ = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-    query, key = attention.rotary_emb(positions, query.contiguous(), key.contiguous())
-    heads = (-1, attention.head_dim)
-    guiding = query[ranked.guiding_keys].unflatten(-1, heads)
-    score = guided_score(guiding, key.unflatten(-1, heads), ranked, attention.scaling)
-    num_ranks = get_tensor_model_parallel_world_size()
-    if num_ranks == 1:
-        return score
-    # Gather, then add in rank order: every rank gets the same bits, and so keeps the same tokens.
-    return tensor_model_parallel_all_gather(score, dim=0).view(num_ranks, -1).mean(dim=0)
+class InterceptedError(Exception):
+    """Carries the queries and keys out of an attention module."""
 
 
-def _check_layer(layer: Any) -> None:
-    """Raise unless the layer makes queries and keys as Llama does: norm, then qkv_proj, then rotary_emb."""
-    attention = getattr(layer, "self_attn", None)
-    has_all = all(
-        hasattr(attention, name) for name in ("qkv_proj", "rotary_emb", "attn", "q_size", "kv_size", "scaling")
-    )
-    scales_queries = hasattr(attention, "q_norm") or getattr(attention, "do_llama_4_scaling", False)
-    if not has_all or not hasattr(layer, "input_layernorm") or scales_queries:
-        raise ValueError(f"DUET serves Llama-family decoders only, not {type(layer).__name__} (docs/adding_a_model.md)")
+class Interceptor(nn.Module):
+    """Stands where the attention kernel is, and raises what the kernel would get."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> None:
+        raise InterceptedError(query, key)
+
+
+def intercept(
+    layer: Any, family: Decoder, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The queries and keys that a layer would make of these rows, by its own norms, projections and rotary embedding.
+
+    Returns:
+        query ``[rows, heads, head_dim]``, key ``[rows, kv_heads, head_dim]``, and the factor of their products.
+    """
+    attention = getattr(layer, family.attention)
+    kernel, attention.attn = attention.attn, Interceptor()
+    try:
+        attention(positions, getattr(layer, family.norm)(hidden, residual)[0])
+    except InterceptedError as seen:
+        query, key = (rows.unflatten(-1, (-1, kernel.head_size)) for rows in seen.args)
+    finally:
+        attention.attn = kernel
+    return query, key, kernel.impl.scale
+
+
+def _check_layer(layer: Any, family: Decoder) -> None:
+    """Raise unless the layer has its attention and its norm where the family says."""
+    attention = getattr(layer, family.attention, None)
+    if not hasattr(attention, "attn") or not hasattr(layer, family.norm):
+        raise ValueError(f"DUET cannot serve decoders of {type(layer).__name__} (docs/adding_a_model.md)")

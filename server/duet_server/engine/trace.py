@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from duet_kernels import clusters
+from duet_server.engine.cut import Encoded, split_units
 from duet_server.engine.step_layout import StepLayout
+from duet_server.plan import Unit
 from duet_server.plan.wire import TracedPicture
 
 MAX_TRACES = 64  # the oldest is dropped first
@@ -19,28 +21,25 @@ class Traces:
     def __init__(self) -> None:
         self._traces: OrderedDict[int, dict[str, dict[int, Any]]] = OrderedDict()
 
-    def add_images(
-        self,
-        images: torch.Tensor,
-        settings: Sequence[tuple[int, int, int] | None],
-        score: torch.Tensor,
-        metric: torch.Tensor,
+    def add_items(
+        self, traced: torch.Tensor, items: Sequence[Sequence[Unit]], encoded: Encoded, *, has_cls: bool, in_place: bool
     ) -> None:
-        """Note which patches stage 1 chose and merged.
+        """Note which tokens stage 1 chose and merged.
 
         Args:
-            images: ``[images, 4]`` integers, each row a ``TracedPicture``.
-            settings, score, metric: as for :func:`duet_kernels.select_and_merge`. The settings of an image are None if
-                stage 1 is off for it.
+            traced: ``[items, 4]`` integers, each row a ``TracedPicture``.
+            items: the units of each item.
+            encoded: what the tower made of them.
+            has_cls, in_place: as for :func:`duet_server.engine.cut.cut`.
         """
-        for idx, traced in enumerate(TracedPicture(*row) for row in images.tolist()):
-            counts = settings[idx]
-            if counts is not None:
-                # Computed again: if two anchors are about equally near to a patch, rounding may pick another anchor
-                # than in the merge.
-                ((dominant, contextual),) = clusters(score[idx : idx + 1], metric[idx : idx + 1], [counts])
-                noted = {"dominant": dominant, "contextual": contextual, "scores": score[idx].clone()}
-                self._of(traced.trace_id)["images"][traced.image_idx] = noted
+        units = [unit for item in items for unit in item]
+        _, scores, metrics = split_units(encoded, units, has_cls=has_cls)
+        noted = iter(
+            _noted_unit(unit, score, metric, has_cls) | {"in_place": in_place} if unit.is_cut else None
+            for unit, score, metric in zip(units, scores, metrics, strict=True)
+        )
+        for picture, item in zip((TracedPicture(*row) for row in traced.tolist()), items, strict=True):
+            self._of(picture.trace_id)["images"][picture.image_idx] = [next(noted) for _ in item]
 
     def add_boundary(
         self, layout: StepLayout, segment_idx: int, places: torch.Tensor, score: torch.Tensor | None
@@ -63,16 +62,17 @@ class Traces:
         """Remove the trace under ``trace_id`` and return it as lists; None if there is none.
 
         Returns:
-            A dict with two entries. ``images`` maps an image's number in the prompt to its ``dominant`` patches, the
-            patches of each ``contextual`` token (the anchor first), and the ``scores`` of all patches. ``segments``
-            maps the number of a segment behind a drop to the prompt ``rows`` that it holds, and the ``scores`` of the
-            ranked pools: for each the pool's first row in the segment before, and one score per row.
+            A dict with two entries. ``images`` maps an image's number in the prompt to its units: None if a unit stayed
+            whole, otherwise its ``dominant`` tokens, the tokens behind each ``contextual`` one (the anchor first), the
+            ``scores`` of all its tokens, and whether its rows are ``in_place``. ``segments`` maps the number of a
+            segment behind a drop to the prompt ``rows`` that it holds, and the ``scores`` of the ranked pools: for each
+            the pool's first row in the segment before, and one score per row.
         """
         trace = self._traces.pop(trace_id, None)
         if trace is None:
             return None
-        for image in trace["images"].values():
-            image["scores"] = image["scores"].tolist()
+        for unit in [unit for units in trace["images"].values() for unit in units if unit is not None]:
+            unit["scores"] = unit["scores"].tolist()
         for segment in trace["segments"].values():
             segment["rows"] = segment["rows"].tolist()
             segment["scores"] = [(first, pool.tolist()) for first, pool in segment["scores"]]
@@ -83,6 +83,13 @@ class Traces:
         if trace_id not in self._traces and len(self._traces) == MAX_TRACES:
             self._traces.popitem(last=False)
         return self._traces.setdefault(trace_id, {"images": {}, "segments": {}})
+
+
+def _noted_unit(unit: Unit, score: torch.Tensor, metric: torch.Tensor, has_cls: bool) -> dict[str, Any]:
+    # Computed again: if two anchors are about equally near to a token, rounding may pick another anchor than in the
+    # merge.
+    ((dominant, contextual),) = clusters(score[None], metric[None], [unit.counts], has_cls=has_cls)
+    return {"dominant": dominant, "contextual": contextual, "scores": score.clone()}
 
 
 def _pool_scores(

@@ -1,7 +1,7 @@
 """The unstable vLLM internals that the engine uses, pinned to vLLM 0.32.0. The engine's modules import them from here.
 
-There is one exception: a class that one module alone extends is imported in that module (``models/``,
-``registration.py``, ``model_state_v2.py`` and the workers).
+There is one exception: a class that one module alone extends is imported in that module (``served.py``,
+``processor.py``, ``registration.py``, ``model_state_v2.py`` and the workers).
 """
 
 from vllm import envs
@@ -18,6 +18,7 @@ from vllm.distributed import (
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
+from vllm.multimodal.inputs import PlaceholderRange
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.utils.platform_utils import is_uva_available
@@ -55,6 +56,7 @@ __all__ = [
     "KVCacheSpec",
     "KVCacheSpecRegistry",
     "OptimizationLevel",
+    "PlaceholderRange",
     "Request",
     "VllmConfig",
     "current_platform",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import replace
 from itertools import pairwise
 
+from duet_server.plan.cost import layer_average
 from duet_server.plan.presets import DUET_PRESETS, REFERENCE_NUM_PATCHES, duet_keep
 from duet_server.plan.segments import num_kept
-from duet_server.plan.settings import CUSTOM, DEFAULT_CLUSTER_WIDTH, CompressionSettings, off_settings
+from duet_server.plan.settings import CUSTOM, DEFAULT_CLUSTER_WIDTH, Budget, CompressionSettings, off_settings
 from duet_server.plan.shape import ModelShape
 
 # Absorbs the rounding of (1 - reduction) * N. Two averages that differ at all differ by more than this.
@@ -16,9 +18,8 @@ TOLERANCE = 1e-9
 
 
 def smallest_average(shape: ModelShape) -> float:
-    """The smallest layer average that a budget can reach: CLS alone, or DUET's keeps for a tower without CLS."""
-    smallest = _stage1_settings(shape, 1) if shape.vision.has_cls else _stage2_settings(shape, 0)
-    return smallest.layer_average(shape)
+    """The smallest layer average that a budget can reach: one token that enters, CLS if the tower has it."""
+    return _stage1_settings(shape, 1).layer_average(shape)
 
 
 def settings_for_budget(budget: float, shape: ModelShape) -> CompressionSettings:
@@ -31,21 +32,52 @@ def settings_for_budget(budget: float, shape: ModelShape) -> CompressionSettings
         stage 1    D + C: 1        ->         N | off: all N patches enter      | off
         stage 2    DUET's keeps: (0.5, 0)       | (0.5, 0)        ->     (1, 1) | off
 
-    Without CLS only the right regime exists, without boundaries only the left one. ``budget`` lies between
+    Without CLS the counts end at N - 1, without boundaries there is only the left regime. ``budget`` lies between
     ``smallest_average(shape)`` and N.
     """
-    num_patches = shape.vision.num_patches
+    num_patches = shape.num_patches
     limit = budget + TOLERANCE
     assert smallest_average(shape) <= limit, f"{budget=} {shape=}"
     if limit >= num_patches:
         return off_settings(shape)
-    if shape.vision.has_cls and limit < _stage1_settings(shape, num_patches + 1).layer_average(shape):
-        totals = range(1, num_patches + 1)
-        fitting = bisect_right(totals, limit, key=lambda total: _stage1_settings(shape, total).layer_average(shape))
-        return _stage1_settings(shape, totals[fitting - 1])
-    steps = range(num_patches - _last_count(shape))
-    fitting = bisect_right(steps, limit, key=lambda step: _stage2_settings(shape, step).layer_average(shape))
-    return _stage2_settings(shape, steps[fitting - 1])
+    most = num_patches + int(shape.vision.has_cls)  # with so many rows, stage 1 removes nothing
+    if limit >= _stage1_settings(shape, most).layer_average(shape):
+        return _whole_settings(limit, shape)
+    totals = range(1, most)
+    fitting = bisect_right(totals, limit, key=lambda total: _stage1_settings(shape, total).layer_average(shape))
+    return _stage1_settings(shape, totals[fitting - 1])
+
+
+def settings_for_item(
+    settings: CompressionSettings, shape: ModelShape, num_tokens: int, *, is_cut: bool
+) -> CompressionSettings:
+    """The settings as they apply to one image or video of ``num_tokens`` visual tokens.
+
+    Only a budget depends on the size. An image that stage 1 leaves whole gets larger keeps, up to its budget.
+    """
+    if settings.budget is None or is_cut:
+        return settings
+    return replace(settings, keep=_whole_settings(settings.budget.of(num_tokens), shape.at(num_tokens)).keep)
+
+
+def entering_total(budget: Budget, shape: ModelShape) -> float:
+    """How many visual tokens of an image may enter for the layer average to meet the budget under DUET's keeps.
+
+    A count, or a share of the image's tokens below 1; ``inf`` if all of them may.
+    """
+    weights = [layers / shape.decoder.num_layers for layers in shape.segment_layers]
+    factor = sum(weight * share for weight, share in zip(weights, (1.0, *duet_keep(shape)), strict=True))
+    if budget.is_share:
+        share = (budget.amount + TOLERANCE) / factor
+        return share if share < 1 else math.inf
+    totals = range(1, math.ceil(budget.amount / factor) + shape.decoder.num_layers)
+    fitting = bisect_right(totals, budget.amount + TOLERANCE, key=lambda total: _duet_average(total, shape))
+    return max(1, fitting)
+
+
+def _duet_average(total: int, shape: ModelShape) -> float:
+    counts = [num_kept(total, share) for share in (1.0, *duet_keep(shape))]
+    return layer_average(counts, shape.segment_layers)
 
 
 def split_total(total: int, num_patches: int) -> tuple[int, int]:
@@ -72,7 +104,7 @@ def _contextual_share(total: int, num_patches: int) -> float:
 
 def _stage1_settings(shape: ModelShape, total: int) -> CompressionSettings:
     """The left regime: stage 1 keeps ``total`` rows, stage 2 has DUET's keeps."""
-    dominant, contextual = split_total(total, shape.vision.num_patches)
+    dominant, contextual = split_total(total, shape.num_patches)
     off = off_settings(shape)
     return replace(
         off,
@@ -82,6 +114,15 @@ def _stage1_settings(shape: ModelShape, total: int) -> CompressionSettings:
         keep=duet_keep(shape),
         preset=CUSTOM,
     )
+
+
+def _whole_settings(limit: float, shape: ModelShape) -> CompressionSettings:
+    """The right regime: the largest keeps within the limit, which is at least DUET's keeps' layer average."""
+    steps = range(shape.num_patches - _last_count(shape) + 1)
+    fitting = bisect_right(
+        steps, limit + TOLERANCE, key=lambda step: _stage2_settings(shape, step).layer_average(shape)
+    )
+    return _stage2_settings(shape, steps[max(1, fitting) - 1])
 
 
 def _stage2_settings(shape: ModelShape, step: int) -> CompressionSettings:
@@ -94,7 +135,7 @@ def _stage2_settings(shape: ModelShape, step: int) -> CompressionSettings:
         step 288: 576 432 288
         step 575: 576 575 575
     """
-    num_patches, steps = shape.vision.num_patches, shape.vision.num_patches - _last_count(shape)
+    num_patches, steps = shape.num_patches, shape.num_patches - _last_count(shape)
     bases = [num_kept(num_patches, share) for share in duet_keep(shape)]
     counts = [base + (num_patches - base) * step // steps for base in bases]
     keep = tuple(_keep_of(count, num_patches) for count in counts)
@@ -103,7 +144,7 @@ def _stage2_settings(shape: ModelShape, step: int) -> CompressionSettings:
 
 def _last_count(shape: ModelShape) -> int:
     """Tokens of one image in the last segment under DUET's keeps, if all N patches enter."""
-    return num_kept(shape.vision.num_patches, (1.0, *duet_keep(shape))[-1])
+    return num_kept(shape.num_patches, (1.0, *duet_keep(shape))[-1])
 
 
 def _keep_of(count: int, num_patches: int) -> float:

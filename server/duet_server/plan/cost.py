@@ -22,27 +22,28 @@ def kv_bytes(shape: ModelShape, token_layers: int, dtype_bytes: int) -> int:
     return 2 * shape.decoder.num_kv_heads * shape.decoder.head_dim * token_layers * dtype_bytes
 
 
-def prefill_flops(shape: ModelShape, segment_tokens: Sequence[int], num_images: int, entering_per_image: int) -> float:
+def prefill_flops(shape: ModelShape, segment_tokens: Sequence[int], units: Sequence[int], num_entering: int) -> float:
     """FLOPs from pixels to the first token's logits.
 
     Counts only matrix products, ``2 * m * n * k`` each: the vision tower (every image in full, since stage 1 cuts after
-    it), a two-layer projector on the rows that enter the language model, the decoder with causal attention and a gated
-    MLP, and the language model head on one row. The work of choosing tokens in stages 1 and 2 is not counted.
+    it), the layers behind it, the decoder with causal attention and a gated MLP, and the language model head on one
+    row. The work of choosing tokens in stages 1 and 2 is not counted.
 
     Args:
         shape: the model.
         segment_tokens: prompt tokens, text included, that each segment holds.
-        num_images: images in the prompt (a video counts its frames).
-        entering_per_image: visual tokens of one image that pass the projector.
+        units: the visual tokens of each unit (image, tile or frame) that the tower makes.
+        num_entering: visual tokens of the prompt that enter the language model.
     """
-    projected = num_images * entering_per_image
+    vision, decoder = shape.vision, shape.decoder
+    num_projected = sum(units) if vision.projects_all else num_entering
+    projector = vision.projector or ((vision.hidden_size, decoder.hidden_size), (decoder.hidden_size,) * 2)
     layers = zip(segment_tokens, shape.segment_layers, strict=True)
     return float(
-        num_images * _tower_flops(shape.vision)
-        + _matmul(projected, shape.vision.hidden_size, shape.decoder.hidden_size)
-        + _matmul(projected, shape.decoder.hidden_size, shape.decoder.hidden_size)
-        + sum(num_layers * _decoder_layer_flops(shape.decoder, tokens) for tokens, num_layers in layers)
-        + _matmul(1, shape.decoder.hidden_size, shape.decoder.vocab_size)
+        sum(_tower_flops(vision, num_tokens) for num_tokens in units)
+        + sum(_matmul(num_projected, *layer) for layer in projector)
+        + sum(num_layers * _decoder_layer_flops(decoder, tokens) for tokens, num_layers in layers)
+        + _matmul(1, decoder.hidden_size, decoder.vocab_size)
     )
 
 
@@ -50,14 +51,17 @@ def _matmul(m: int, n: int, k: int) -> int:
     return 2 * m * n * k
 
 
-def _tower_flops(vision: VisionShape) -> int:
-    """One image: patch embedding, then layers of bidirectional attention and a two-layer MLP."""
-    rows, hidden = vision.num_tokens, vision.hidden_size
+def _tower_flops(vision: VisionShape, num_tokens: int) -> int:
+    """One unit: patch embedding, then layers of bidirectional attention and an MLP."""
+    hidden, num_patches = vision.hidden_size, num_tokens * vision.patches_per_token
+    rows = num_patches + int(vision.has_cls)
     projections = 4 * _matmul(rows, hidden, hidden)
-    attention = 2 * _matmul(rows, rows, hidden)
-    mlp = 2 * _matmul(rows, hidden, vision.intermediate_size)
-    embedding = _matmul(vision.num_patches, 3 * vision.patch_size**2, hidden)
-    return embedding + vision.num_layers * (projections + attention + mlp)
+    mlp = (3 if vision.is_gated else 2) * _matmul(rows, hidden, vision.intermediate_size)
+    num_global = vision.num_layers if vision.num_global_layers is None else vision.num_global_layers
+    num_keys = num_global * rows + (vision.num_layers - num_global) * min(rows, vision.patches_per_window)
+    attention = 2 * _matmul(rows, num_keys, hidden)  # of all layers
+    embedding = _matmul(num_patches, 3 * vision.frames_per_patch * vision.patch_size**2, hidden)
+    return embedding + vision.num_layers * (projections + mlp) + attention
 
 
 def _decoder_layer_flops(decoder: DecoderShape, num_tokens: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from duet_server.plan.errors import SettingsError, Words
 
@@ -31,15 +31,21 @@ class PromptLayout:
     """Which rows of a prompt are visual.
 
     ``num_tokens`` counts the prompt's tokens that enter the language model. ``pools`` are ascending, disjoint and never
-    adjacent: visual tokens with no text between them form one pool.
+    adjacent: visual tokens with no text between them form one pool. ``structure`` are the rows inside pools that are no
+    visual tokens, such as the time of a frame. They are never dropped, and they never guide.
     """
 
     num_tokens: int
     pools: tuple[Span, ...]
+    structure: tuple[int, ...] = ()
 
     @property
     def num_visual_tokens(self) -> int:
-        return sum(len(pool) for pool in self.pools)
+        return sum(len(pool) for pool in self.pools) - len(self.structure)
+
+    def num_structure(self, pool: Span) -> int:
+        """How many rows of a pool are structure."""
+        return bisect_left(self.structure, pool.end) - bisect_left(self.structure, pool.start)
 
     @property
     def num_text_tokens(self) -> int:
@@ -49,12 +55,31 @@ class PromptLayout:
         return any(row in pool for pool in self.pools)
 
 
-def visual_spans(placeholders: Iterable[Any]) -> list[tuple[int, int]]:
-    """The rows ``[start, end)`` of a prompt's images, from vLLM's placeholder ranges."""
-    return [(placeholder.offset, placeholder.offset + placeholder.length) for placeholder in placeholders]
+class VisualRows(NamedTuple):
+    """The rows of a prompt that images and videos take."""
+
+    spans: list[tuple[int, int]]  # rows [start, end) of each image or video, from its first visual token to its last
+    structure: list[int]  # rows inside the spans that are no visual tokens
+
+    @classmethod
+    def of(cls, placeholders: Iterable[Any]) -> Self:
+        """The rows of vLLM's placeholder ranges. Rows of a range before and behind its visual tokens count as text."""
+        rows = cls([], [])
+        for placeholder in placeholders:
+            start, length, mask = placeholder.offset, placeholder.length, placeholder.is_embed
+            if mask is None:
+                rows.spans.append((start, start + length))
+                continue
+            is_visual = mask.tolist()
+            places = [place for place, visual in enumerate(is_visual) if visual]
+            rows.spans.append((start + places[0], start + places[-1] + 1))
+            rows.structure.extend(start + place for place in range(places[0], places[-1]) if not is_visual[place])
+        return rows
 
 
-def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> PromptLayout:
+def make_layout(
+    num_tokens: int, visual_spans: Iterable[tuple[int, int]], structure: Iterable[int] = ()
+) -> PromptLayout:
     """Merge adjacent visual spans (half-open, in any order) into the pools of a prompt.
 
     Raises:
@@ -68,7 +93,7 @@ def make_layout(num_tokens: int, visual_spans: Iterable[tuple[int, int]]) -> Pro
             raise ValueError(f"visual span [{start}, {end}) overlaps the one that ends at {pools[-1].end}")
         touches = bool(pools) and start == pools[-1].end
         pools.append(Span(pools.pop().start if touches else start, end))
-    return PromptLayout(num_tokens, tuple(pools))
+    return PromptLayout(num_tokens, tuple(pools), tuple(sorted(structure)))
 
 
 def check_ends_on_text(layout: PromptLayout) -> None:

@@ -29,23 +29,11 @@ def num_tower_layers(config: Any) -> int:
 
 def llava_shape(config: Any, boundaries: Sequence[int]) -> ModelShape:
     """The shape of a Hugging Face ``LlavaConfig``."""
-    return ModelShape(_decoder_shape(config.text_config), _vision_shape(config), tuple(boundaries))
+    return ModelShape(DecoderShape.of(config.text_config), vision_shape(config), tuple(boundaries))
 
 
-def _decoder_shape(config: Any) -> DecoderShape:
-    num_heads = config.num_attention_heads
-    return DecoderShape(
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=num_heads,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
-        vocab_size=config.vocab_size,
-    )
-
-
-def _vision_shape(config: Any) -> VisionShape:
+def vision_shape(config: Any) -> VisionShape:
+    """The sizes of the tower of a Hugging Face ``LlavaConfig``."""
     vision = config.vision_config
     return VisionShape(
         num_patches=(vision.image_size // vision.patch_size) ** 2,

@@ -93,14 +93,18 @@ def _settings(name: str, preset: Preset, shape: ModelShape) -> CompressionSettin
     keep = duet_keep(shape) if schedule is None else _keep_at(shape.boundaries, schedule)
     if preset.counts is None:
         return CompressionSettings(None, 0, None, keep, preset.guide, name)
-    dominant, contextual = scale_counts(preset.counts, shape.vision.num_patches)
+    dominant: float
+    contextual: float
+    dominant, contextual = preset.counts
+    if shape.vision.num_patches is None:
+        dominant, contextual = dominant / REFERENCE_NUM_PATCHES, contextual / REFERENCE_NUM_PATCHES
+    else:
+        dominant, contextual = scale_counts(preset.counts, shape.vision.num_patches)
     return CompressionSettings(dominant, contextual, preset.cluster_width, keep, preset.guide, name)
 
 
 def _missing(preset: Preset, shape: ModelShape) -> str:
     """The requirement of the preset that the model does not meet; empty if it meets all."""
-    if preset.counts is not None and not shape.vision.has_cls:
-        return "a vision encoder with a class token"
     needed = {layer_idx for layer_idx, _ in _layer_schedule(preset, shape) or ()}
     if needed <= set(shape.boundaries):
         return ""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from duet_server.plan.budget import TOLERANCE, settings_for_budget, smallest_average
+from duet_server.plan.cost import layer_average
 from duet_server.plan.errors import SettingsError
 from duet_server.plan.layout import GUIDE_CHOICES
-from duet_server.plan.presets import find_preset
+from duet_server.plan.presets import REFERENCE_NUM_PATCHES, duet_keep, find_preset
 from duet_server.plan.segments import is_schedule
 from duet_server.plan.settings import (
     CUSTOM,
     DEFAULT_CLUSTER_WIDTH,
     DEFAULT_GUIDE,
     OFF,
+    Budget,
     CompressionSettings,
     off_settings,
 )
 from duet_server.plan.shape import ModelShape
 
 DEFAULT_MAX_REDUCTION = 0.97
+MOST_PATCHES = 1 << 16  # the widest cluster where images differ in size
 
 FIELD = "compression"
 COUNT_KEYS = ("dominant", "contextual", "keep")
@@ -56,6 +59,10 @@ def resolve_settings(
     Reduction and budget refer to one image, averaged over decoder layers. The layer average of the settings is within
     the budget and less than a token below it. Settings that remove nothing resolve to ``off``.
 
+    Where images differ in size, presets are shares, counts hold for every unit, and a reduction or a budget stays one:
+    each image gets its own counts from :func:`duet_server.plan.cut_units` and :func:`settings_for_item`. Limits that
+    depend on the size are for :func:`check_item`.
+
     Args:
         request: the field; None if the request has none.
         shape: the model.
@@ -70,7 +77,7 @@ def resolve_settings(
     asked = default if request is None else request
     fields = {"preset": asked} if isinstance(asked, str) else asked
     _check_keys(fields)
-    settings = _apply_modifiers(_resolve_base(fields, asked, shape, max_reduction), fields, shape.vision.num_patches)
+    settings = _apply_modifiers(_resolve_base(fields, asked, shape, max_reduction), fields, shape)
     return off_settings(shape) if settings.is_off else settings
 
 
@@ -108,14 +115,22 @@ def _check_keys(fields: object) -> None:
 
 def _from_reduction(reduction: object, shape: ModelShape, limit: float) -> CompressionSettings:
     num_patches = shape.vision.num_patches
-    largest = 1 - max(smallest_average(shape), (1 - limit) * num_patches) / num_patches
+    smallest = smallest_average(shape) / num_patches if num_patches else 0.0
+    largest = 1 - max(smallest, 1 - limit)
     if not _is_number(reduction) or not 0 <= reduction <= largest + TOLERANCE:
         raise SettingsError(f"{FIELD}.reduction", reduction, f"a number from 0 to {_round_down(largest)}")
+    if num_patches is None:
+        return _settings_of_budget(Budget(1 - reduction, is_share=True), shape)
     return settings_for_budget(max(smallest_average(shape), (1 - reduction) * num_patches), shape)
 
 
 def _from_visual_tokens(budget: object, shape: ModelShape, limit: float) -> CompressionSettings:
     num_patches = shape.vision.num_patches
+    if num_patches is None:
+        if not _is_number(budget) or not budget > 0:
+            expected = "a number above 0, the layer average per image; smaller images stay whole"
+            raise SettingsError(f"{FIELD}.visual_tokens", budget, expected)
+        return _settings_of_budget(Budget(budget, is_share=False), shape)
     smallest = max(smallest_average(shape), (1 - limit) * num_patches)
     if not _is_number(budget) or not 0 < budget <= num_patches or budget < smallest - TOLERANCE:
         expected = f"a number from {_round_up(smallest)} to {num_patches}, the layer average per image"
@@ -123,28 +138,49 @@ def _from_visual_tokens(budget: object, shape: ModelShape, limit: float) -> Comp
     return settings_for_budget(budget, shape)
 
 
+def _settings_of_budget(budget: Budget, shape: ModelShape) -> CompressionSettings:
+    off = off_settings(shape)
+    if budget.is_share and budget.amount >= 1:
+        return off
+    return replace(off, keep=duet_keep(shape), cluster_width=DEFAULT_CLUSTER_WIDTH, preset=CUSTOM, budget=budget)
+
+
 def _from_counts(fields: Mapping[str, object], shape: ModelShape) -> CompressionSettings:
     keep = _check_keep(fields["keep"], shape) if "keep" in fields else off_settings(shape).keep
     if "dominant" not in fields and "contextual" not in fields:
         return CompressionSettings(None, 0, None, keep, DEFAULT_GUIDE, CUSTOM)
-    dominant, contextual = _check_counts(fields, shape)
+    check = _check_numbers if shape.vision.num_patches is None else _check_counts
+    dominant, contextual = check(fields, shape)
     return CompressionSettings(dominant, contextual, DEFAULT_CLUSTER_WIDTH, keep, DEFAULT_GUIDE, CUSTOM)
 
 
 def _check_counts(fields: Mapping[str, object], shape: ModelShape) -> tuple[int, int]:
-    num_patches = shape.vision.num_patches
+    num_patches, num_cls = shape.num_patches, int(shape.vision.has_cls)
     dominant, contextual = fields.get("dominant"), fields.get("contextual")
-    if not shape.vision.has_cls:
-        raise SettingsError(
-            f"{FIELD}.dominant", dominant, "only keep, since stage 1 needs a vision encoder with a class token"
-        )
-    if not _is_count(contextual) or not 0 <= contextual <= num_patches:
-        expected = f"a whole number from 0 to {num_patches}, together with dominant"
+    largest = num_patches + num_cls - 1
+    if not _is_count(contextual) or not 0 <= contextual <= largest:
+        expected = f"a whole number from 0 to {largest}, together with dominant"
         raise SettingsError(f"{FIELD}.contextual", contextual, expected)
-    most = num_patches + 1 - contextual
+    most = num_patches + num_cls - contextual
     if not _is_count(dominant) or not 1 <= dominant <= most:
-        expected = f"a whole number from 1 to {most}: the class token and {num_patches} patches, less contextual"
+        tokens = f"the class token and {num_patches} patches" if num_cls else f"{num_patches} patches"
+        expected = f"a whole number from 1 to {most}: {tokens}, less contextual"
         raise SettingsError(f"{FIELD}.dominant", dominant, expected)
+    return dominant, contextual
+
+
+def _check_numbers(fields: Mapping[str, object], _shape: ModelShape) -> tuple[float, float]:
+    """Counts or shares, where images differ in size. The counts of a unit are at most its tokens."""
+    dominant, contextual = fields.get("dominant"), fields.get("contextual")
+    if not _is_number(contextual) or contextual < 0 or not (contextual < 1 or _is_count(contextual)):
+        expected = "a whole number from 0 on, or a share of an image's tokens below 1, together with dominant"
+        raise SettingsError(f"{FIELD}.contextual", contextual, expected)
+    if not _is_number(dominant) or dominant <= 0 or not (dominant < 1 or _is_count(dominant)):
+        expected = "a whole number from 1 on, or a share of an image's tokens between 0 and 1"
+        raise SettingsError(f"{FIELD}.dominant", dominant, expected)
+    if dominant < 1 and 0 < contextual < 1 and dominant + contextual > 1:
+        expected = f"at most {_round_down(1 - dominant)}, since dominant is {dominant:g}"
+        raise SettingsError(f"{FIELD}.contextual", contextual, expected)
     return dominant, contextual
 
 
@@ -163,24 +199,55 @@ def _expected_keep(boundaries: tuple[int, ...]) -> str:
 
 
 def _apply_modifiers(
-    settings: CompressionSettings, fields: Mapping[str, object], num_patches: int
+    settings: CompressionSettings, fields: Mapping[str, object], shape: ModelShape
 ) -> CompressionSettings:
     """Set ``guide`` and ``cluster_width``. If they change a preset, its name becomes ``custom``."""
     guide_key = OLD_GUIDE_KEY if OLD_GUIDE_KEY in fields else "guide"
     guide, cluster_width = fields.get(guide_key, settings.guide), fields.get("cluster_width", settings.cluster_width)
     if not isinstance(guide, str) or guide not in GUIDE_CHOICES:
         raise SettingsError(f"{FIELD}.{guide_key}", guide, f"one of {', '.join(GUIDE_CHOICES)}")
+    num_patches = shape.vision.num_patches or MOST_PATCHES
     widest = max(num_patches, settings.cluster_width or 1)  # tiny models have fewer patches than the default width
     if cluster_width is not None and not (_is_count(cluster_width) and 1 <= cluster_width <= widest):
         expected = f"a whole number from 1 to {widest}, or null for clusters of any size"
         raise SettingsError(f"{FIELD}.cluster_width", cluster_width, expected)
-    width = None if settings.dominant is None else cluster_width
+    width = cluster_width if settings.has_stage1 else None
     changed = replace(settings, guide=guide, cluster_width=width)
     return settings if changed == settings else replace(changed, preset=CUSTOM)
 
 
 def _check_limit(settings: CompressionSettings, asked: CompressionField, shape: ModelShape, limit: float) -> None:
-    average, smallest = settings.layer_average(shape), (1 - limit) * shape.vision.num_patches
+    """Raise if the settings remove more than the server allows. Counts for images of any size are not checked here."""
+    has_counts = settings.dominant is not None and settings.dominant >= 1
+    num_patches = shape.vision.num_patches
+    if num_patches is None and has_counts:
+        return
+    shape = shape if num_patches else shape.at(REFERENCE_NUM_PATCHES)
+    _check_average(settings.layer_average(shape), shape.num_patches, asked, limit)
+
+
+def check_item(
+    settings: CompressionSettings, asked: object, shape: ModelShape, counts: Sequence[int], limit: float
+) -> None:
+    """Raise if the settings remove more of an image than the server allows, where this depends on the image's size.
+
+    Args:
+        settings: the request's settings.
+        asked: what the client wrote.
+        shape: the model.
+        counts: visual tokens of the image that the tower makes, then those that each segment holds.
+        limit: the largest reduction that a request may have.
+
+    Raises:
+        SettingsError: if so.
+    """
+    has_counts = settings.dominant is not None and settings.dominant >= 1
+    if shape.vision.num_patches is None and (has_counts or (settings.budget and not settings.budget.is_share)):
+        _check_average(layer_average(counts[1:], shape.segment_layers), counts[0], asked, limit)
+
+
+def _check_average(average: float, num_tokens: int, asked: Any, limit: float) -> None:
+    smallest = (1 - limit) * num_tokens
     if average < smallest - TOLERANCE:
         expected = (
             f"a layer average of at least {_round_up(smallest)} visual tokens per image, for a reduction of at most "

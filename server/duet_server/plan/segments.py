@@ -20,15 +20,17 @@ class SegmentPlan:
         dropped: how many of the tokens that entered the language model it does not hold.
         pools: where the kept tokens of each pool lie. Rows count in this segment, without gaps; a pool that was dropped
             as a whole is an empty span.
+        num_structure: how many of the rows in the pools are structure, which is never dropped.
     """
 
     num_tokens: int
     dropped: int
     pools: tuple[Span, ...]
+    num_structure: int = 0
 
     @property
     def num_visual_tokens(self) -> int:
-        return sum(len(pool) for pool in self.pools)
+        return sum(len(pool) for pool in self.pools) - self.num_structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,35 @@ def make_plan(layout: PromptLayout, keep: Sequence[float], guiding_rows: Sequenc
     """
     if not is_schedule(keep, len(keep)):
         raise ValueError(f"keep is {list(keep)}, expected shares from 1 to 0 that never rise")
-    return RequestPlan(layout, tuple(guiding_rows), tuple(_close_up(layout, share) for share in (1.0, *keep)))
+    pinned = [layout.num_structure(pool) for pool in layout.pools]
+    held = [
+        [
+            num_kept(len(pool) - num_pinned, share) + num_pinned
+            for pool, num_pinned in zip(layout.pools, pinned, strict=True)
+        ]
+        for share in (1.0, *keep)
+    ]
+    return lay_out(layout, held, guiding_rows)
+
+
+def lay_out(layout: PromptLayout, held: Sequence[Sequence[int]], guiding_rows: Sequence[int]) -> RequestPlan:
+    """Lay out the segments of a request whose counts are known.
+
+    Args:
+        layout: the prompt's layout.
+        held: for each segment, the rows of each pool that it holds, structure rows included.
+        guiding_rows: the prompt rows that :func:`duet_server.plan.guiding_rows` returns.
+
+    Raises:
+        ValueError: if a pool does not enter as a whole, or its counts rise or fall below its structure rows.
+    """
+    for pool, counts in zip(layout.pools, zip(*held, strict=True), strict=True):
+        least = layout.num_structure(pool)
+        if counts[0] != len(pool) or list(counts) != sorted(counts, reverse=True) or counts[-1] < least:
+            raise ValueError(
+                f"a pool holds {list(counts)}, expected counts from {len(pool)} to {least} that never rise"
+            )
+    return RequestPlan(layout, tuple(guiding_rows), tuple(_close_up(layout, counts) for counts in held))
 
 
 def text_rows(plan: RequestPlan, segment_idx: int, rows: Sequence[int]) -> list[int]:
@@ -103,12 +133,12 @@ def text_rows(plan: RequestPlan, segment_idx: int, rows: Sequence[int]) -> list[
     return result + [row - dropped for row in rows[done:]]
 
 
-def _close_up(layout: PromptLayout, keep: float) -> SegmentPlan:
-    """The segment in which every pool holds ``keep`` of its tokens, with rows renumbered without gaps."""
+def _close_up(layout: PromptLayout, held: Sequence[int]) -> SegmentPlan:
+    """The segment in which every pool holds so many of its rows, with rows renumbered without gaps."""
     dropped = 0
     pools = []
-    for pool in layout.pools:
-        start, kept = pool.start - dropped, num_kept(len(pool), keep)
-        pools.append(Span(start, start + kept))
-        dropped += len(pool) - kept
-    return SegmentPlan(layout.num_tokens - dropped, dropped, tuple(pools))
+    for pool, num_held in zip(layout.pools, held, strict=True):
+        start = pool.start - dropped
+        pools.append(Span(start, start + num_held))
+        dropped += len(pool) - num_held
+    return SegmentPlan(layout.num_tokens - dropped, dropped, tuple(pools), len(layout.structure))

@@ -12,7 +12,11 @@ from duet_server.plan.shape import ModelShape
 
 
 def compression_usage(
-    settings: CompressionSettings, shape: ModelShape, num_images: int, plan: RequestPlan, notes: Sequence[str] = ()
+    settings: CompressionSettings,
+    shape: ModelShape,
+    num_encoded: int,
+    plan: RequestPlan,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The ``compression`` object of a response's usage.
 
@@ -22,24 +26,23 @@ def compression_usage(
     Args:
         settings: the request's resolved settings.
         shape: the model.
-        num_images: images in the prompt (a video counts its frames).
+        num_encoded: visual tokens that the language model would get without compression.
         plan: the request's plan.
         notes: sentences for people; without any, the object has no ``notes``.
     """
-    encoder = num_images * shape.vision.num_patches
     segments = [segment.num_visual_tokens for segment in plan.segments]
     average = layer_average(segments, shape.segment_layers)
     usage = {
         "visual_tokens": {
-            "encoder": encoder,
+            "encoder": num_encoded,
             "stage1": plan.layout.num_visual_tokens,
             "segments": segments,
             "layer_average": round(average, 4),
         },
-        "reduction": round(1 - average / encoder, 4) if encoder else 0.0,
+        "reduction": round(1 - average / num_encoded, 4) if num_encoded else 0.0,
         "kv_cache": {
             "token_layers": kv_token_layers([segment.num_tokens for segment in plan.segments], shape.segment_layers),
-            "token_layers_uncompressed": (plan.layout.num_text_tokens + encoder) * shape.decoder.num_layers,
+            "token_layers_uncompressed": (plan.layout.num_text_tokens + num_encoded) * shape.decoder.num_layers,
         },
         "settings": settings.as_dict(),
     }

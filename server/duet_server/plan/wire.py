@@ -7,43 +7,34 @@ sets these keys.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from duet_server.plan.budget import entering_total
 from duet_server.plan.errors import SettingsError
-from duet_server.plan.layout import GUIDE_CHOICES, PromptLayout, check_ends_on_text, guiding_rows, make_layout
-from duet_server.plan.segments import RequestPlan, is_schedule, make_plan
+from duet_server.plan.layout import (
+    GUIDE_CHOICES,
+    PromptLayout,
+    VisualRows,
+    check_ends_on_text,
+    guiding_rows,
+    make_layout,
+)
+from duet_server.plan.segments import RequestPlan, lay_out
 from duet_server.plan.settings import CompressionSettings
+from duet_server.plan.shape import ModelShape
+from duet_server.plan.units import TOTAL, Stage1Rule
 
-STAGE1_KEY = "duet_stage1"  # in mm_processor_kwargs, then a field of every picture: Stage1Counts
-KEEP_KEY = "duet_keep"  # in extra_args: one share for each boundary
+RULE_KEY = "duet_stage1"  # in mm_processor_kwargs: Stage1Rule
+UNITS_KEY = "duet_units"  # a field of every image: [units, 5], each row a Unit
+LENGTH_KEY = "duet_length"  # a field of every image: the visual tokens that the language model gets without stage 1
+HELD_KEY = "duet_held"  # in extra_args: for each segment, the rows that it holds of each pool
 GUIDE_KEY = "duet_guide"  # in extra_args: one of GUIDE_CHOICES
 SALIENT_KEY = "duet_salient"  # in extra_args, for the guide "salient": the prompt rows of salient words
-TRACE_KEY = "duet_trace"  # in both, then a field of every picture, TracedPicture: the id of the trace
+TRACE_KEY = "duet_trace"  # in both, then a field of every image, TracedPicture: the id of the trace
 MAX_TRACE_ID = (1 << 63) - 1
-
-
-class Stage1Counts(NamedTuple):
-    """Stage 1's counts for one picture; a ``cluster_width`` of 0 sets no limit."""
-
-    dominant: int
-    contextual: int
-    cluster_width: int
-
-    @classmethod
-    def of(cls, settings: CompressionSettings) -> Stage1Counts:
-        """The counts of settings with stage 1 on."""
-        assert settings.dominant is not None, f"{settings=}"
-        return cls(settings.dominant, settings.contextual, settings.cluster_width or 0)
-
-    @property
-    def num_entering(self) -> int:
-        """Visual tokens that enter the language model."""
-        return self.dominant + self.contextual
-
-
-NO_STAGE1 = Stage1Counts(0, 0, 0)
 
 
 class TracedPicture(NamedTuple):
@@ -55,40 +46,63 @@ class TracedPicture(NamedTuple):
     height: int
 
 
-def encode_processor_kwargs(settings: CompressionSettings | None, trace_id: int = 0) -> dict[str, Any]:
-    """The keys to add to ``mm_processor_kwargs``: stage 1's counts unless it is off, the trace id unless it is 0."""
+def field_key(key: str, modality: str) -> str:
+    """The name of a field of every item of a modality. vLLM lets a field belong to one modality only."""
+    return f"{key}_{modality}"
+
+
+def encode_processor_kwargs(
+    settings: CompressionSettings | None, shape: ModelShape | None, trace_id: int = 0
+) -> dict[str, Any]:
+    """The keys to add to ``mm_processor_kwargs``: stage 1's rule unless it is off, the trace id unless it is 0."""
     kwargs: dict[str, Any] = {TRACE_KEY: trace_id} if trace_id else {}
-    if settings is not None and settings.dominant is not None:
-        kwargs[STAGE1_KEY] = list(Stage1Counts.of(settings))
-    return kwargs
+    rule = None if settings is None or shape is None else stage1_rule(settings, shape)
+    return kwargs | ({RULE_KEY: list(rule)} if rule else {})
 
 
-def decode_stage1(processor_kwargs: Mapping[str, Any], num_patches: int) -> Stage1Counts:
-    """Stage 1's counts for pictures of ``num_patches`` patches; ``NO_STAGE1`` if the key is absent.
+def stage1_rule(settings: CompressionSettings, shape: ModelShape) -> Stage1Rule | None:
+    """Stage 1's rule; None if it is off."""
+    width = settings.cluster_width or 0
+    if settings.budget is not None:
+        total = entering_total(settings.budget, shape)
+        return Stage1Rule(total, TOTAL, width) if math.isfinite(total) else None
+    return None if settings.dominant is None else Stage1Rule(settings.dominant, settings.contextual, width)
+
+
+def decode_rule(processor_kwargs: Mapping[str, Any]) -> Stage1Rule | None:
+    """Stage 1's rule; None if the key is absent.
 
     Raises:
-        SettingsError: if the counts would fail in the engine.
+        SettingsError: if the rule would fail in the engine.
     """
-    if STAGE1_KEY not in processor_kwargs:
-        return NO_STAGE1
-    counts = processor_kwargs[STAGE1_KEY]
-    is_valid = isinstance(counts, list | tuple) and len(counts) == 3 and all(type(count) is int for count in counts)
-    if not is_valid or counts[0] < 1 or min(counts) < 0 or counts[0] - 1 + counts[1] > num_patches:
-        expected = f"[dominant, contextual, cluster_width] with dominant - 1 + contextual at most {num_patches}"
-        raise SettingsError(STAGE1_KEY, counts, expected)
-    return Stage1Counts(*counts)
+    if RULE_KEY not in processor_kwargs:
+        return None
+    numbers = processor_kwargs[RULE_KEY]
+    is_list = isinstance(numbers, list | tuple) and len(numbers) == 3
+    if not is_list or not all(type(number) in (int, float) for number in numbers) or not _is_rule(*numbers):
+        expected = "[dominant, contextual, cluster_width], counts from 1 on or shares below 1"
+        raise SettingsError(RULE_KEY, numbers, expected)
+    return Stage1Rule(*numbers)
 
 
-def encode_extra_args(settings: CompressionSettings, salient: Sequence[int] = (), trace_id: int = 0) -> dict[str, Any]:
+def _is_rule(dominant: float, contextual: float, cluster_width: float) -> bool:
+    counts = [number for number in (dominant, contextual) if number == TOTAL or number >= 1]
+    are_counts = all(type(count) is int for count in [*counts, cluster_width])
+    return are_counts and dominant > 0 and (contextual >= 0 or contextual == TOTAL) and cluster_width >= 0
+
+
+def encode_extra_args(plan: RequestPlan, guide: str, salient: Sequence[int] = (), trace_id: int = 0) -> dict[str, Any]:
     """The keys to add to ``extra_args`` of a request whose tokens stage 2 drops.
 
     Args:
-        settings: the request's settings.
+        plan: the request's plan; its guiding rows are not read.
+        guide: one of ``GUIDE_CHOICES``.
         salient: the prompt rows of salient words; used only with the guide ``salient``.
         trace_id: the id of the request's trace; 0 for no trace.
     """
-    args: dict[str, Any] = {KEEP_KEY: list(settings.keep), GUIDE_KEY: settings.guide}
-    if settings.guide == "salient":
+    held = [len(pool) for segment in plan.segments for pool in segment.pools]  # flat: vLLM takes lists of numbers
+    args: dict[str, Any] = {HELD_KEY: held, GUIDE_KEY: guide}
+    if guide == "salient":
         args[SALIENT_KEY] = list(salient)
     return args | ({TRACE_KEY: trace_id} if trace_id else {})
 
@@ -96,7 +110,7 @@ def encode_extra_args(settings: CompressionSettings, salient: Sequence[int] = ()
 def decode_plan(
     extra_args: Mapping[str, Any],
     num_prompt_tokens: int,
-    visual_spans: Sequence[tuple[int, int]],
+    visual: VisualRows,
     num_boundaries: int,
 ) -> RequestPlan | None:
     """A request's plan; None if it drops nothing.
@@ -104,20 +118,28 @@ def decode_plan(
     A pure function: the scheduler and every worker get the same arguments from vLLM, and so build the same plan.
 
     Raises:
-        SettingsError: if keeps or guiding rows do not fit the model or the prompt.
+        SettingsError: if counts or guiding rows do not fit the model or the prompt.
     """
-    keep = extra_args.get(KEEP_KEY)
-    if keep is None or not visual_spans:
+    held = extra_args.get(HELD_KEY)
+    if held is None or not visual.spans:
         return None
-    layout = make_layout(num_prompt_tokens, visual_spans)
-    if not is_schedule(keep, num_boundaries):
-        raise SettingsError(KEEP_KEY, keep, f"{num_boundaries} numbers from 1 to 0 that never rise, one per boundary")
+    layout = make_layout(num_prompt_tokens, *visual)
     guiding = _decode_guiding_rows(extra_args, layout)
-    plan = replace(make_plan(layout, keep, guiding), trace_id=extra_args.get(TRACE_KEY, 0))
+    try:
+        plan = lay_out(layout, _by_segment(held, len(layout.pools), num_boundaries + 1), guiding)
+    except ValueError as error:
+        raise SettingsError(HELD_KEY, held, f"the rows of each pool in each segment ({error})") from error
     if not plan.drops:
         return None
     check_ends_on_text(layout)
-    return plan
+    return replace(plan, trace_id=extra_args.get(TRACE_KEY, 0))
+
+
+def _by_segment(held: Any, num_pools: int, num_segments: int) -> list[list[int]]:
+    is_list = isinstance(held, list | tuple) and set(map(type, held)) == {int}
+    if not is_list or len(held) != num_pools * num_segments:
+        raise ValueError(f"expected {num_segments} segments of {num_pools} whole numbers")
+    return [list(held[start : start + num_pools]) for start in range(0, len(held), num_pools)]
 
 
 def _decode_guiding_rows(extra_args: Mapping[str, Any], layout: PromptLayout) -> tuple[int, ...]:

@@ -43,10 +43,10 @@ def test_aggressive_fills_both_stages(chat, server):
     call = server.last_call
     (span,) = call.spans
     assert span[1] - span[0] == 102
-    assert engine_keys(call)["duet_keep"] == [0.5, 0.0]
+    assert engine_keys(call)["duet_held"] == [102, 51, 0]
     assert engine_keys(call)["duet_guide"] == "salient"
     assert [segment.num_visual_tokens for segment in call.plan.segments] == [102, 51, 0]
-    assert call.prompt["mm_kwargs"]["image"][0]["duet_stage1"].data.tolist() == [72, 30, 4]
+    assert call.prompt["mm_kwargs"]["image"][0]["duet_units_image"].data.tolist() == [[24, 24, 72, 30, 4]]
 
 
 def test_the_users_salient_words_are_the_guiding_rows(chat, server):
@@ -64,7 +64,7 @@ def test_the_users_salient_words_are_the_guiding_rows(chat, server):
 def test_guides_all_and_last_send_no_rows(chat, server, guide, key):
     usage = chat(compression={"preset": "light", key: guide}).json()["usage"]["compression"]
     assert usage["settings"]["guide"] == guide
-    assert engine_keys(server.last_call) == {"duet_keep": [0.5, 0.0], "duet_guide": guide}
+    assert engine_keys(server.last_call) == {"duet_held": [307, 153, 0], "duet_guide": guide}
 
 
 def test_stage1_alone_sets_no_keep(chat, server):
@@ -72,7 +72,9 @@ def test_stage1_alone_sets_no_keep(chat, server):
     assert server.last_call.params.extra_args is None
     assert server.last_call.spans[0][1] - server.last_call.spans[0][0] == 64
     no_limit = 0
-    assert server.last_call.prompt["mm_kwargs"]["image"][0]["duet_stage1"].data.tolist() == [54, 10, no_limit]
+    assert server.last_call.prompt["mm_kwargs"]["image"][0]["duet_units_image"].data.tolist() == [
+        [24, 24, 54, 10, no_limit]
+    ]
     assert response.json()["usage"]["compression"]["settings"]["cluster_width"] is None
 
 
@@ -159,14 +161,14 @@ def test_several_choices_and_logprobs_still_work(chat, server):
 def test_clients_own_xargs_stay(chat, server):
     chat(compression="light", vllm_xargs={"mine": 3})
     assert server.last_call.params.extra_args["mine"] == 3
-    assert server.last_call.params.extra_args["duet_keep"] == [0.5, 0.0]
+    assert server.last_call.params.extra_args["duet_held"] == [307, 153, 0]
 
 
 def test_sagemaker_route_reads_the_field_too(chat, server):
     response = chat(path="/invocations", compression="aggressive")
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["compression"]["settings"]["preset"] == "aggressive"
-    assert engine_keys(server.last_call)["duet_keep"] == [0.5, 0.0]
+    assert engine_keys(server.last_call)["duet_held"] == [102, 51, 0]
 
 
 def refusal(response):

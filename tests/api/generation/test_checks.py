@@ -8,7 +8,7 @@ from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.checks import check_stage2
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt
 from duet_server.api.generation.schema import DuetChatCompletionRequest, DuetResponsesRequest
-from duet_server.plan import presets
+from duet_server.plan import Unit, VisualItem, VisualRows, presets
 from tests.api.stand_in import user
 from tests.plan.shapes import LLAVA_7B
 
@@ -16,9 +16,9 @@ CHAT = DuetChatCompletionRequest(messages=[user("hi")], max_tokens=9_999)
 
 
 def prompt(num_tokens, span=(5, 107)):
-    return CompressedPrompt.make(
-        presets(LLAVA_7B)["aggressive"], RenderedPrompt("", range(num_tokens), (span,)), LLAVA_7B
-    )
+    image = VisualItem("image", span, 576, (Unit(24, 24, 72, 30, 4),))
+    rendered = RenderedPrompt("", range(num_tokens), VisualRows([span], []), (image,))
+    return CompressedPrompt.make(presets(LLAVA_7B)["aggressive"], rendered, LLAVA_7B)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+from vllm.multimodal.inputs import PlaceholderRange
 
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, find_part, user_texts
-from duet_server.plan import presets
+from duet_server.plan import Unit, VisualItem, VisualRows, presets
 from tests.plan.shapes import LLAVA_7B
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
@@ -30,16 +32,35 @@ def test_parts_are_found_by_type_or_key():
     assert not find_part([{"role": "user", "content": [IMAGE, "image_embeds"]}], "image_embeds")
 
 
-def test_spans_are_the_image_placeholders():
-    placeholders = {"image": [SimpleNamespace(offset=3, length=2), SimpleNamespace(offset=7, length=2)]}
-    engine_input = {"prompt": "a", "prompt_token_ids": list(range(10)), "mm_placeholders": placeholders}
-    assert RenderedPrompt.from_engine_input(engine_input).visual_spans == ((3, 5), (7, 9))
-    assert RenderedPrompt.from_engine_input({"prompt_token_ids": [1]}) == RenderedPrompt(None, [1], ())
+def test_items_are_the_image_placeholders():
+    """The first picture comes twice: vLLM keeps one of its items."""
+    first, second = ([[2, 2, 1, 1, 4]], 4), ([[1, 3, 0, 0, 0]], 3)
+    items = [
+        {
+            "duet_units_image": SimpleNamespace(data=torch.tensor(units)),
+            "duet_length_image": SimpleNamespace(data=torch.tensor(length)),
+        }
+        for units, length in (first, second)
+    ]
+    placeholders = [PlaceholderRange(3, 2), PlaceholderRange(9, 2), PlaceholderRange(6, 3)]
+    engine_input = {
+        "prompt": "a",
+        "prompt_token_ids": list(range(12)),
+        "mm_placeholders": {"image": placeholders},
+        "mm_hashes": {"image": ["one", "one", "two"]},
+        "mm_kwargs": {"image": [items[0], None, items[1]]},
+    }
+    cut, whole = VisualItem("image", (3, 5), 4, (Unit(2, 2, 1, 1, 4),)), VisualItem("image", (6, 9), 3, (Unit(1, 3),))
+    rendered = RenderedPrompt.from_engine_input(engine_input)
+    assert rendered.items == (cut, whole, cut._replace(span=(9, 11)))
+    assert rendered.visual_spans == ((3, 5), (6, 9), (9, 11))
+    nothing = RenderedPrompt.from_engine_input({"prompt_token_ids": [1]})
+    assert nothing == RenderedPrompt(None, [1], VisualRows([], []), ())
 
 
 def test_placeholders_of_another_length_fail_an_assertion():
-    """The prompt must have been rendered with the settings that it is planned with."""
-    settings = presets(LLAVA_7B)["aggressive"]
-    prompt = RenderedPrompt("", range(600), ((1, 577),))
-    with pytest.raises(AssertionError, match="entering=102"):
-        CompressedPrompt.make(settings, prompt, LLAVA_7B)
+    """The prompt must have been rendered with the counts that it is planned with."""
+    image = VisualItem("image", (1, 577), 576, (Unit(24, 24, 72, 30, 4),))
+    prompt = RenderedPrompt("", range(600), VisualRows([(1, 577)], []), (image,))
+    with pytest.raises(AssertionError, match="num_entering=102"):
+        CompressedPrompt.make(presets(LLAVA_7B)["aggressive"], prompt, LLAVA_7B)

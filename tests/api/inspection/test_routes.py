@@ -74,8 +74,8 @@ def test_plan_compares_with_uncompressed(chat, server):
         "uncompressed": kv_bytes(shape, 8 * num_prompt, float32_bytes),
     }
     assert plan["prefill_flops"] == {
-        "compressed": prefill_flops(shape, segments, 1, 102),
-        "uncompressed": prefill_flops(shape, [num_prompt] * 3, 1, 576),
+        "compressed": prefill_flops(shape, segments, [576], 102),
+        "uncompressed": prefill_flops(shape, [num_prompt] * 3, [576], 576),
     }
 
 

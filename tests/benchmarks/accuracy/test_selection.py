@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import sys
 from importlib.metadata import distributions
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,27 +20,28 @@ from benchmarks.accuracy.selection import (
     says_in_log,
     uniform_pooling,
 )
+from duet_server.engine import model
+from duet_server.engine.backbones.llava import Llava
+from duet_server.engine.cut import Encoded
+from duet_server.plan import Unit
 
-# Two images of CLS, which is -1, and four patches.
-HIDDEN = torch.tensor([[-1.0, 0, 1, 2, 3], [-1.0, 10, 11, 12, 13]]).unsqueeze(-1)
-SCORE = torch.tensor([[0.1, 0.9, 0.2, 0.8], [0.4, 0.3, 0.2, 0.1]])
+# Two images of CLS, which is -1, and four patches; stage 1 cuts the first.
+ROWS = torch.tensor([-1.0, 0, 1, 2, 3, -1.0, 10, 11, 12, 13]).unsqueeze(-1)
+SCORE = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.4, 0.3, 0.2, 0.1])
+UNITS = [Unit(2, 2, 1, 1, 4), Unit(2, 2)]
 
 
-def values(images):
-    return [image[:, 0].tolist() for image in images]
+def values(rows):
+    return rows[:, 0].tolist()
 
 
 def test_random_keep_takes_the_highest_scores_in_place_order():
-    assert values(random_keep(HIDDEN, SCORE, None, [(2, 1, 4), (1, 0, 0)])) == [[1, 2, 3], [10]]
-
-
-def test_without_counts_every_patch_stays():
-    for cut in (random_keep, uniform_pooling):
-        assert values(cut(HIDDEN, SCORE, None, [None, (4, 0, 4)])) == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    assert values(random_keep(ROWS[1:5], SCORE[:4], 3)) == [1, 2, 3]
 
 
 def test_pooling_averages_the_cells_of_a_grid():
-    assert values(uniform_pooling(HIDDEN, SCORE, None, [(1, 0, 0), (2, 0, 0)])) == [[1.5], [11.0, 12.0]]
+    assert values(uniform_pooling(ROWS[1:5], SCORE[:4], 1)) == [1.5]
+    assert values(uniform_pooling(ROWS[6:], SCORE[4:], 2)) == [11.0, 12.0]
     patches = torch.arange(16.0).unsqueeze(-1)
     assert pooled(patches, 4)[:, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
     assert pooled(patches, 6)[:, 0].tolist() == [2.5, 3.5, 4.5, 10.5, 11.5, 12.5]  # cells of a row overlap
@@ -92,30 +91,25 @@ def test_the_folder_names_entry_points_that_exist():
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stage 1's two modules with the parts that are replaced."""
-    encoded = (HIDDEN, SCORE, None)
-    stage = SimpleNamespace(encode=lambda tower, pixels, clock: encoded, cut=None)
-    model = SimpleNamespace(encode=stage.encode, cut=None)
-    monkeypatch.setitem(sys.modules, "duet_server.engine.vision_stage", stage)
-    monkeypatch.setitem(sys.modules, "duet_server.engine.models.llava", model)
-    monkeypatch.setattr("duet_server.engine.vision_stage", stage, raising=False)
-    return stage, model
+    """The two places in the engine that are replaced, as they were."""
+    monkeypatch.setattr(model, "cut", model.cut)
+    monkeypatch.setattr(Llava, "score", lambda self, model, tap, inputs, units: (SCORE, None))
+
+
+def cut_rows():
+    return [values(unit.rows) for unit in model.cut(Encoded(ROWS, SCORE, ROWS), UNITS, has_cls=True, in_place=False)]
 
 
 def test_random_keep_replaces_stage_1_and_logs_it_once(engine, capfd):
     selection.use_random_keep()
     pixels = torch.rand(2, 3, 4, 4)
-    scores = random_scores(pixels, 4)
-    for module in engine:
-        hidden, score, metric = module.encode(None, pixels, None)
-        assert torch.equal(score, scores)
-        cut = module.cut(hidden, score, metric, [(1, 0, 0)] * 2)
-        assert values(cut) == [[best] for best in [int(scores[0].argmax()), 10 + int(scores[1].argmax())]]
+    score, _ = Llava().score(None, None, {"pixel_values": pixels}, UNITS)
+    assert torch.equal(score, random_scores(pixels, 4).flatten())
+    assert cut_rows() == cut_rows() == [[1, 3], [10, 11, 12, 13]]
     assert capfd.readouterr().err.count(says_in_log(RANDOM_KEEP)) == 1
 
 
 def test_pooling_replaces_stage_1(engine, capfd):
     selection.use_uniform_pooling()
-    for module in engine:
-        assert values(module.cut(*module.encode(None, None, None), [(1, 0, 0)] * 2)) == [[1.5], [11.5]]
-    assert says_in_log(UNIFORM_POOLING) in capfd.readouterr().err
+    assert cut_rows() == [[1.0, 2.0], [10, 11, 12, 13]]
+    assert capfd.readouterr().err.count(says_in_log(UNIFORM_POOLING)) == 1

@@ -35,8 +35,8 @@ def test_decoded_tokens_cost_as_much_as_prompt_tokens():
 
 @pytest.mark.parametrize(("model", "share"), [(SMALL, 0.046), (LLAVA_7B, 0.042)], ids=["small", "7b"])
 def test_the_small_models_tower_takes_about_the_share_of_the_large_ones(model, share):
-    tower = prefill_flops(model.shape, (0, 0, 0), num_images=1, entering_per_image=0)
-    assert tower / prefill_flops(model.shape, (640, 640, 640), 1, 576) == pytest.approx(share, abs=0.001)
+    tower = prefill_flops(model.shape, (0, 0, 0), [576], 0)
+    assert tower / prefill_flops(model.shape, (640, 640, 640), [576], 576) == pytest.approx(share, abs=0.001)
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from duet_server.api.errors import RequestRefusedError
+from duet_server.api.errors import RequestRefusedError, invalid_settings
 from duet_server.guiding import salient_rows
 from duet_server.plan import (
     CompressionSettings,
     ModelShape,
     RequestPlan,
     SettingsError,
+    Unit,
+    VisualItem,
+    VisualRows,
     check_ends_on_text,
+    check_item,
     compression_usage,
-    make_layout,
-    make_plan,
-    visual_spans,
+    plan_prompt,
 )
+from duet_server.plan.wire import LENGTH_KEY, UNITS_KEY, field_key
 
 _TEXT_PARTS = ("text", "input_text")
 
@@ -28,16 +31,32 @@ class RenderedPrompt:
     """The output of vLLM's renderer. ``token_ids`` are final: every image is expanded to its visual tokens.
 
     ``text`` is the output of the chat template, with one placeholder per image; None if the template returned tokens.
+    ``items`` are the images, in the prompt's order.
     """
 
     text: str | None
     token_ids: Sequence[int]
-    visual_spans: tuple[tuple[int, int], ...]
+    visual: VisualRows
+    items: tuple[VisualItem, ...]
 
     @classmethod
     def from_engine_input(cls, engine_input: Mapping[str, Any]) -> RenderedPrompt:
-        images = engine_input.get("mm_placeholders", {}).get("image", ())
-        return cls(engine_input.get("prompt"), engine_input["prompt_token_ids"], tuple(visual_spans(images)))
+        placed = [
+            (place, modality, item)
+            for modality, places in engine_input.get("mm_placeholders", {}).items()
+            for place, item in zip(places, items_of(engine_input, modality), strict=True)
+        ]
+        placed.sort(key=lambda entry: entry[0].offset)
+        visual = VisualRows.of(place for place, _, _ in placed)
+        items = [
+            _visual_item(modality, span, item) for span, (_, modality, item) in zip(visual.spans, placed, strict=True)
+        ]
+        return cls(engine_input.get("prompt"), engine_input["prompt_token_ids"], visual, tuple(items))
+
+    @property
+    def visual_spans(self) -> tuple[tuple[int, int], ...]:
+        """The rows ``[start, end)`` of each image."""
+        return tuple(self.visual.spans)
 
     def salient_rows(self, tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The prompt rows of salient words in the user's messages.
@@ -66,17 +85,40 @@ class CompressedPrompt:
     """
 
     settings: CompressionSettings
-    num_images: int
+    items: tuple[VisualItem, ...]
     plan: RequestPlan
     notes: tuple[str, ...] = ()
 
     @classmethod
     def make(cls, settings: CompressionSettings, prompt: RenderedPrompt, shape: ModelShape) -> CompressedPrompt:
-        entering = settings.num_entering(shape.vision.num_patches)
-        lengths = [end - start for start, end in prompt.visual_spans]
-        assert all(length == entering for length in lengths), f"{lengths=} {entering=} {settings=}"
-        layout = make_layout(len(prompt.token_ids), prompt.visual_spans)
-        return cls(settings, len(lengths), make_plan(layout, settings.keep, ()))
+        plan = plan_prompt(settings, shape, len(prompt.token_ids), prompt.visual, prompt.items)
+        return cls(settings, prompt.items, plan)
+
+    def check_items(self, asked: object, shape: ModelShape, max_reduction: float, max_excess: float) -> None:
+        """Raise RequestRefusedError where the sizes of the prompt's images make its settings impossible.
+
+        Args:
+            asked: the ``compression`` field.
+            shape: the model.
+            max_reduction: the largest reduction that the server allows.
+            max_excess: how many more positions than tokens a prompt may have.
+        """
+        for item in self.items:
+            counts = (item.num_tokens, *item.segment_counts(self.settings, shape))
+            try:
+                check_item(self.settings, asked, shape, counts, max_reduction)
+            except SettingsError as error:
+                raise invalid_settings(error) from error
+        # Where tokens keep their positions, an image takes as many as its longer side, however few tokens are left.
+        excess = sum(max(unit.rows, unit.columns) - unit.num_entering for item in self.items for unit in item.units)
+        if excess > max_excess:
+            expected = f"more visual tokens: without them this prompt has {excess} positions more than tokens"
+            raise RequestRefusedError("invalid_settings", "compression", asked, expected)
+
+    @property
+    def num_encoded(self) -> int:
+        """Visual tokens that the language model would get without compression."""
+        return sum(item.num_tokens for item in self.items)
 
     @property
     def drops(self) -> bool:
@@ -95,7 +137,23 @@ class CompressedPrompt:
 
     def usage(self, shape: ModelShape) -> dict[str, Any]:
         """The value of ``usage.compression``."""
-        return compression_usage(self.settings, shape, self.num_images, self.plan, self.notes)
+        return compression_usage(self.settings, shape, self.num_encoded, self.plan, self.notes)
+
+
+def items_of(engine_input: Mapping[str, Any], modality: str) -> list[Any]:
+    """vLLM's item of each placeholder of a modality. A repeated picture has one, which is found by its hash."""
+    hashes = engine_input["mm_hashes"][modality]
+    items = dict(zip(hashes[::-1], engine_input["mm_kwargs"][modality][::-1], strict=True))
+    return [items[mm_hash] for mm_hash in hashes]
+
+
+def _visual_item(modality: str, span: tuple[int, int], item: Any) -> VisualItem:
+    """An image of the prompt, from the fields that the engine's processor adds; embeddings have none."""
+    key = field_key(UNITS_KEY, modality)
+    if item is None or key not in item:
+        return VisualItem(modality, span, span[1] - span[0], ())
+    units = tuple(Unit(*row) for row in item[key].data.tolist())
+    return VisualItem(modality, span, int(item[field_key(LENGTH_KEY, modality)].data), units)
 
 
 def list_contents(messages: Sequence[Any]) -> None:

@@ -102,7 +102,7 @@ class DuetRenderer(OnlineRenderer):
         ``state`` is the state of one conversation of a batch; by default the request's own.
         """
         shape, prompt = self.served.shape, (state or request.duet).prompt
-        if shape is None or prompt is None or not (prompt.num_images or request.compression is not None):
+        if shape is None or prompt is None or not (prompt.items or request.compression is not None):
             return None
         return prompt.usage(shape)
 
@@ -121,7 +121,7 @@ class DuetRenderer(OnlineRenderer):
                 notes.append(_note_of_default(request, error, "not applied"))
                 settings = self.served.resolve("off")
         compresses = settings is not None and not settings.is_off and has_non_text_content(messages)
-        kwargs = encode_processor_kwargs(settings if compresses else None, request.duet.trace_id)
+        kwargs = encode_processor_kwargs(settings if compresses else None, self.served.shape, request.duet.trace_id)
         if kwargs:
             request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), **kwargs}
         return settings, notes
@@ -134,6 +134,13 @@ class DuetRenderer(OnlineRenderer):
         assert shape is not None, f"{settings=}"
         prompt = RenderedPrompt.from_engine_input(engine_input)
         compressed = CompressedPrompt.make(settings, prompt, shape)
+        # The operator's own default is not subject to the limit for clients.
+        asked, limit = (
+            (self.served.default, 1.0)
+            if request.compression is None
+            else (request.compression, self.served.max_reduction)
+        )
+        compressed.check_items(asked, shape, limit, self.served.max_excess)
         if compressed.drops:
             try:
                 check_stage2(request, compressed, self.served.max_num_batched_tokens)
@@ -143,7 +150,7 @@ class DuetRenderer(OnlineRenderer):
                 compressed = CompressedPrompt.make(settings.without_stage2(), prompt, shape)
             else:
                 notes += [_WORDS_BEFORE_PICTURES] if passed_over else []
-                args = encode_extra_args(settings, salient, request.duet.trace_id)
+                args = encode_extra_args(compressed.plan, settings.guide, salient, request.duet.trace_id)
                 request.vllm_xargs = {**(request.vllm_xargs or {}), **args}
         return replace(compressed, notes=tuple(notes))
 

@@ -40,11 +40,16 @@ class Compression(BaseModel):
     visual_tokens: float | None = Field(
         None, gt=0, description="Budget of visual tokens per image, averaged over decoder layers."
     )
-    dominant: int | None = Field(
-        None, ge=1, description="Visual tokens per image that stage 1 keeps unchanged, including the class token."
+    dominant: float | None = Field(
+        None,
+        gt=0,
+        description="Visual tokens per image that stage 1 keeps unchanged, including the class token if the model has "
+        "one. Where images differ in size, also a share of the image's tokens, below 1.",
     )
-    contextual: int | None = Field(
-        None, ge=0, description="Visual tokens per image that stage 1 makes by merging patches."
+    contextual: float | None = Field(
+        None,
+        ge=0,
+        description="Visual tokens per image that stage 1 makes by merging patches; or a share, as for `dominant`.",
     )
     keep: list[float] | None = Field(
         None,
@@ -105,7 +110,7 @@ class DuetChatCompletionRequest(CompressibleRequest, ChatCompletionRequest):
 class VisualTokens(BaseModel):
     """Numbers of visual tokens, summed over all images of the request."""
 
-    encoder: int = Field(description="Patches from the vision encoder.")
+    encoder: int = Field(description="Visual tokens without compression.")
     stage1: int = Field(description="Visual tokens that entered the language model.")
     segments: list[int] = Field(
         description="Visual tokens that each segment (the layers between two boundaries) holds."
@@ -121,10 +126,13 @@ class KVCacheUsage(BaseModel):
 
 
 class ResolvedSettings(BaseModel):
-    """The settings that were applied, as counts per image."""
+    """The settings that were applied: counts per image, or shares below 1 where images differ in size. A reduction or
+    a budget of visual tokens stays one there, because every image gets its own counts."""
 
-    dominant: int | None
-    contextual: int
+    model_config = ConfigDict(extra="allow")
+
+    dominant: float | None
+    contextual: float
     cluster_width: int | None
     keep: list[float]
     guide: str

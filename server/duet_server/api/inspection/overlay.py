@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,21 +11,27 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from duet_server.api.inspection.patches import Picture
+from duet_server.plan import Unit, VisionShape
 
 GAP, CAPTION, LEAST_SIDE = 12, 40, 336  # pixels
 DIMMED, MERGED, MERGED_SHARE = 0.18, np.array([255, 176, 0]), 0.45
 PAPER, INK = "white", "black"
 
 
-def draw_overlay(pictures: Sequence[Picture], patches: Sequence[Mapping[str, Any]], processor: Any) -> bytes:
+def draw_overlay(
+    pictures: Sequence[Picture], patches: Sequence[Mapping[str, Any]], processor: Any, vision: VisionShape
+) -> bytes:
     """One row per picture: the picture, then one view per segment, with dropped patches dark and merged ones tinted.
 
     Args:
         pictures: in the prompt's order.
         patches: one entry per picture, from :func:`duet_server.api.inspection.patches.describe_patches`.
         processor: the image processor; its mean and standard deviation undo the normalization.
+        vision: the sizes of the tower's patches.
     """
-    rows = [_row(_seen(picture, processor), described) for picture, described in zip(pictures, patches, strict=True)]
+    rows = [
+        _row(_seen(picture, processor, vision), described) for picture, described in zip(pictures, patches, strict=True)
+    ]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
     top = 0
     for row in rows:
@@ -35,25 +42,34 @@ def draw_overlay(pictures: Sequence[Picture], patches: Sequence[Mapping[str, Any
     return buffer.getvalue()
 
 
-def _seen(picture: Picture, processor: Any) -> np.ndarray:
+def _seen(picture: Picture, processor: Any, vision: VisionShape) -> np.ndarray:
     """The picture without normalization: ``[height, width, 3]`` uint8."""
-    pixels = picture.pixels.float().numpy().transpose(1, 2, 0)
+    pixels = picture.pixels.float().numpy()
+    pixels = (pixels if pixels.ndim == 3 else _joined(pixels, picture.units[0], vision)).transpose(1, 2, 0)
     seen: np.ndarray = 255 * (pixels * processor.image_std + processor.image_mean)
     return seen.round().clip(0, 255).astype(np.uint8)
+
+
+def _joined(patches: np.ndarray, unit: Unit, vision: VisionShape) -> np.ndarray:
+    """The picture ``[3, height, width]`` of patches that lie token by token, each with all its frames."""
+    merge, side = math.isqrt(vision.patches_per_token), vision.patch_size
+    grid = patches.reshape(unit.rows, unit.columns, merge, merge, 3, vision.frames_per_patch, side, side)[..., 0, :, :]
+    rows_first = grid.transpose(4, 0, 2, 5, 1, 3, 6)  # color, row of tokens, row of patches, row of pixels, columns
+    return rows_first.reshape(3, unit.rows * merge * side, unit.columns * merge * side)
 
 
 def _row(seen: np.ndarray, described: Mapping[str, Any]) -> Image.Image:
     segments = described["segments"]
     views = [seen, *(_view(seen, described, segment) for segment in segments)]
     captions = ["what the vision tower sees", *(_caption(segment) for segment in segments)]
-    scale = max(1, -(-LEAST_SIDE // seen.shape[0]))
-    side = seen.shape[0] * scale
-    row = Image.new("RGB", (GAP + len(views) * (side + GAP), side + CAPTION + GAP), PAPER)
+    scale = max(1, -(-LEAST_SIDE // min(seen.shape[:2])))
+    height, width = (side * scale for side in seen.shape[:2])
+    row = Image.new("RGB", (GAP + len(views) * (width + GAP), height + CAPTION + GAP), PAPER)
     draw, font = ImageDraw.Draw(row), ImageFont.load_default(15)
     for idx, (view, caption) in enumerate(zip(views, captions, strict=True)):
-        left = GAP + idx * (side + GAP)
+        left = GAP + idx * (width + GAP)
         draw.text((left, GAP), caption, INK, font)
-        row.paste(Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST), (left, CAPTION))
+        row.paste(Image.fromarray(view).resize((width, height), Image.Resampling.NEAREST), (left, CAPTION))
     return row
 
 

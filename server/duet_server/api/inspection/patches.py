@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-from duet_server.plan import ModelShape
-from duet_server.plan.wire import TRACE_KEY, TracedPicture
+from duet_server.api.generation.prompt import items_of
+from duet_server.plan import ModelShape, Unit, VisualItem
+from duet_server.plan.wire import TRACE_KEY, TracedPicture, field_key
 
 Trace = Mapping[str, Mapping[int, Any]]  # the result of duet_server.engine.trace.Traces.take
 NOTHING: Trace = {"images": {}, "segments": {}}
@@ -23,28 +24,37 @@ class Picture:
         span: its rows in the prompt.
         width: of the client's picture, in pixels.
         height: of the client's picture, in pixels.
-        pixels: the vision tower's input, ``[3, height, width]``, normalized.
+        units: what the tower encodes of it.
+        pixels: the vision tower's input: ``[3, height, width]``, or one row for each patch.
     """
 
     image_idx: int
     span: tuple[int, int]
     width: int
     height: int
+    units: tuple[Unit, ...]
     pixels: Any
 
 
-def pictures_of(engine_input: Mapping[str, Any], spans: Sequence[tuple[int, int]]) -> list[Picture]:
-    """The pictures of a prompt that was rendered for a trace, in the prompt's order.
+class Token(NamedTuple):
+    """A visual token of a unit: CLS, an unchanged patch or a contextual token, in this order."""
 
-    vLLM keeps one copy of a repeated picture, so every span is looked up by its picture's hash.
-    """
-    hashes = engine_input["mm_hashes"]["image"]
-    items = dict(zip(hashes[::-1], engine_input["mm_kwargs"]["image"][::-1], strict=True))
+    kind: int
+    number: int  # the patch, or the index of the contextual token
+
+
+CLS, PATCH, CONTEXTUAL = range(3)
+
+
+def pictures_of(engine_input: Mapping[str, Any], visual_items: Sequence[VisualItem]) -> list[Picture]:
+    """The pictures of a prompt that was rendered for a trace, in the prompt's order."""
     result = []
-    for mm_hash, span in zip(hashes, spans, strict=True):
-        traced = TracedPicture(*items[mm_hash][TRACE_KEY].data.tolist())
-        pixels = items[mm_hash]["pixel_values"].data
-        result.append(Picture(traced.image_idx, span, traced.width, traced.height, pixels))
+    for item, visual_item in zip(items_of(engine_input, "image"), visual_items, strict=True):
+        traced = TracedPicture(*item[field_key(TRACE_KEY, "image")].data.tolist())
+        pixels = item["pixel_values"].data
+        result.append(
+            Picture(traced.image_idx, visual_item.span, traced.width, traced.height, visual_item.units, pixels)
+        )
     return result
 
 
@@ -62,22 +72,22 @@ def describe_patches(
     """
     segments = _segments(trace, num_prompt_tokens, len(shape.boundaries) + 1)
     layers = list(pairwise((0, *shape.boundaries, shape.decoder.num_layers)))
-    side = shape.vision.image_size // shape.vision.patch_size
     described = []
     for picture in pictures:
-        stage1 = trace["images"].get(picture.image_idx)
-        patches = stage1["dominant"] if stage1 else range(shape.vision.num_patches)
-        held = [_held(picture.span, rows, patches, has_cls=stage1 is not None) for rows, _ in segments]
-        scores = [_scores(picture.span, previous, ranked) for (previous, _), (_, ranked) in pairwise(segments)]
+        (unit,) = picture.units
+        (stage1,) = trace["images"].get(picture.image_idx) or (None,)
+        tokens = _tokens(unit, stage1, has_cls=shape.vision.has_cls)
+        held = [_held(picture.span, rows, tokens) for rows, _ in segments]
+        scores = [_scores(picture.span, tokens, ranked) for _, ranked in segments]
         described.append(
             {
-                "grid": [side, side],
+                "grid": [unit.rows, unit.columns],
                 "picture": {"width": picture.width, "height": picture.height},
                 "area": covered_area(picture.width, picture.height, processor),
                 "stage1": stage1 and _stage1(stage1),
                 "segments": [
                     {"layers": list(layer_range), **kept, "scores": ranked}
-                    for layer_range, kept, ranked in zip(layers, held, [None, *scores], strict=True)
+                    for layer_range, kept, ranked in zip(layers, held, scores, strict=True)
                 ],
             }
         )
@@ -92,12 +102,13 @@ def covered_area(width: int, height: int, processor: Any) -> dict[str, float]:
         height: of the picture, in pixels.
         processor: an image processor like CLIP's, which resizes the picture and then crops the center.
     """
-    size, crop = dict(processor.size), dict(processor.crop_size or {})
+    size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
+    if not getattr(processor, "do_center_crop", False):  # the picture is stretched over the patches
+        return {"left": 0.0, "top": 0.0, "width": width, "height": height}
     shortest = size.get("shortest_edge")
     across = shortest / min(width, height) if shortest else size["width"] / width
     down = shortest / min(width, height) if shortest else size["height"] / height
-    is_cropped = processor.do_center_crop and crop
-    covered = (crop["width"] / across, crop["height"] / down) if is_cropped else (width, height)
+    covered = (crop["width"] / across, crop["height"] / down)
     return {
         "left": round((width - covered[0]) / 2, 2),
         "top": round((height - covered[1]) / 2, 2),
@@ -119,21 +130,31 @@ def _segments(trace: Trace, num_tokens: int, num_segments: int) -> list[tuple[li
     return segments
 
 
-def _held(span: tuple[int, int], rows: Sequence[int], patches: Sequence[int], *, has_cls: bool) -> dict[str, Any]:
-    """What a segment holds of a picture. Its rows in ``span`` are CLS (if any), patches, then contextual tokens."""
-    start, end = span
-    places = [row - start - int(has_cls) for row in rows if start <= row < end]
+def _tokens(unit: Unit, stage1: Mapping[str, Any] | None, *, has_cls: bool) -> list[Token]:
+    """The tokens of a unit that entered the language model, in the order of their rows."""
+    if stage1 is None:
+        return [Token(PATCH, patch) for patch in range(unit.num_tokens)]
+    placed = [(patch, Token(PATCH, patch)) for patch in stage1["dominant"]]
+    placed += [(patches[0], Token(CONTEXTUAL, idx)) for idx, patches in enumerate(stage1["contextual"])]
+    if stage1["in_place"]:
+        placed.sort()
+    return [*([Token(CLS, 0)] if has_cls else []), *(token for _, token in placed)]
+
+
+def _held(span: tuple[int, int], rows: Sequence[int], tokens: Sequence[Token]) -> dict[str, Any]:
+    """What a segment holds of a picture, whose rows lie in ``span``."""
+    held = [tokens[row - span[0]] for row in rows if span[0] <= row < span[1]]
     return {
-        "cls": -1 in places,
-        "patches": [patches[place] for place in places if 0 <= place < len(patches)],
-        "contextual": [place - len(patches) for place in places if place >= len(patches)],
+        "cls": any(token.kind == CLS for token in held),
+        "patches": [token.number for token in held if token.kind == PATCH],
+        "contextual": sorted(token.number for token in held if token.kind == CONTEXTUAL),
     }
 
 
-def _scores(span: tuple[int, int], previous: Sequence[int], scores: Mapping[int, float]) -> list[float] | None:
-    """Scores in the order of the previous segment's rows: CLS, patches, contextual tokens."""
-    picture_scores = [scores[row] for row in previous if span[0] <= row < span[1] and row in scores]
-    return picture_scores or None
+def _scores(span: tuple[int, int], tokens: Sequence[Token], scores: Mapping[int, float]) -> list[float] | None:
+    """The scores by which a segment was chosen: of CLS, of patches, of contextual tokens."""
+    ranked = sorted((tokens[row - span[0]], score) for row, score in scores.items() if span[0] <= row < span[1])
+    return [score for _, score in ranked] or None
 
 
 def _stage1(stage1: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
     shape = served.shape
     assert shape is not None, f"{served=}"
     usage = prompt.usage(shape)
-    num_patches, layout = shape.vision.num_patches, prompt.plan.layout
-    num_uncompressed = layout.num_text_tokens + prompt.num_images * num_patches
+    layout = prompt.plan.layout
+    num_uncompressed = layout.num_text_tokens + prompt.num_encoded
     tokens = [segment.num_tokens for segment in prompt.plan.segments]
-    entering = prompt.settings.num_entering(num_patches)
+    units = [unit.num_tokens for item in prompt.items for unit in item.units]
     cache = usage["kv_cache"]
     body: dict[str, Any] = {
         "model": served.name,
-        "images": prompt.num_images,
+        "images": len(prompt.items),
         "prompt_tokens": _cost(layout.num_tokens, num_uncompressed),
         "segments": _segments(prompt, shape),
         "kv_cache_bytes": _cost(
@@ -30,8 +30,8 @@ def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
             kv_bytes(shape, cache["token_layers_uncompressed"], served.kv_dtype_bytes),
         ),
         "prefill_flops": _cost(
-            prefill_flops(shape, tokens, prompt.num_images, entering),
-            prefill_flops(shape, [num_uncompressed] * len(tokens), prompt.num_images, num_patches),
+            prefill_flops(shape, tokens, units, layout.num_visual_tokens),
+            prefill_flops(shape, [num_uncompressed] * len(tokens), units, prompt.num_encoded),
         ),
         "compression": usage,
     }

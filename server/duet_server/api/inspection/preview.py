@@ -19,6 +19,7 @@ from duet_server.api.generation.serving_chat import DuetServingChat
 from duet_server.api.inspection.overlay import draw_overlay
 from duet_server.api.inspection.patches import NOTHING, Picture, Trace, describe_patches, pictures_of
 from duet_server.api.inspection.plan_body import plan_body
+from duet_server.plan import ModelShape
 from duet_server.plan.errors import Words
 from duet_server.plan.wire import MAX_TRACE_ID
 
@@ -33,6 +34,7 @@ class Preview:
     pictures: list[Picture]
     patches: list[dict[str, Any]]  # one entry per picture
     processor: Any
+    shape: ModelShape
 
     def body(self, handler: DuetServingChat) -> dict[str, Any]:
         """A :class:`duet_server.api.inspection.schema.CompressionPreview` as a dictionary."""
@@ -43,7 +45,7 @@ class Preview:
         if not self.pictures:
             expected = "a picture, or Accept: application/json"
             raise RequestRefusedError("unsupported", "messages", Words("without pictures"), expected)
-        return draw_overlay(self.pictures, self.patches, self.processor)
+        return draw_overlay(self.pictures, self.patches, self.processor, self.shape.vision)
 
 
 async def preview_chat(
@@ -66,15 +68,14 @@ async def preview_chat(
     async with _running:
         trace = await _run(handler.engine_client, engine_input, request_id, request.vllm_xargs, trace_id)
     prompt = RenderedPrompt.from_engine_input(engine_input)
-    pictures = pictures_of(engine_input, prompt.visual_spans) if prompt.visual_spans else []
-    misses_picture = any(picture.image_idx not in trace["images"] for picture in pictures)
-    has_stage1 = compressed.settings.dominant is not None
+    pictures = pictures_of(engine_input, prompt.items) if prompt.items else []
+    is_cut = {picture.image_idx for picture in pictures if any(unit.is_cut for unit in picture.units)}
     # The request was aborted, or the engine dropped its trace in favor of later ones.
-    if (has_stage1 and misses_picture) or (compressed.drops and not trace["segments"]):
+    if is_cut - trace["images"].keys() or (compressed.drops and not trace["segments"]):
         raise RetryableRequestError("The engine dropped this preview. Try again.")
     processor = handler.renderer.get_mm_processor().info.get_hf_processor().image_processor
     patches = describe_patches(pictures, trace, len(prompt.token_ids), shape, processor)
-    return Preview(compressed, pictures, patches, processor)
+    return Preview(compressed, pictures, patches, processor, shape)
 
 
 async def _run(engine: Any, engine_input: Any, request_id: str, extra_args: Any, trace_id: int) -> Trace:

@@ -93,7 +93,12 @@ class CompressionInfo(BaseModel):
     notice: str | None = None
     num_layers: int | None = None
     boundaries: list[int] | None = None
-    visual_tokens_per_image: int | None = None
+    visual_tokens_per_image: int | None = Field(None, description="null if images differ in size.")
+    modalities: dict[str, dict[str, Any]] | None = Field(
+        None,
+        description="What the model takes: the unit from which stage 1 chooses, and whether the quality of compressed "
+        "answers is published for this family of models or unproven.",
+    )
     default: str | dict[str, Any] | None = None
     presets: dict[str, dict[str, Any]] | None = None
     limits: dict[str, int | float] | None = None

@@ -1,1 +1,0 @@
-"""The served models, one file per architecture."""

@@ -1,0 +1,100 @@
+"""Units: what the vision tower attends within, and what stage 1 keeps of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from duet_server.plan.budget import split_total
+
+Grid = tuple[int, int]  # rows and columns of visual tokens
+
+
+class Unit(NamedTuple):
+    """A unit of an image or a video: a whole image, a tile or a frame.
+
+    ``rows`` and ``columns`` are its grid of visual tokens. The other three are stage 1's counts; all of them are 0 if
+    the unit enters the language model whole. A ``cluster_width`` of 0 sets no limit.
+    """
+
+    rows: int
+    columns: int
+    dominant: int = 0
+    contextual: int = 0
+    cluster_width: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens that the tower makes."""
+        return self.rows * self.columns
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether stage 1 chooses the unit's tokens."""
+        return self.dominant > 0
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Stage 1's counts, as :func:`duet_kernels.select_and_merge` takes them."""
+        return self.dominant, self.contextual, self.cluster_width
+
+    @property
+    def num_entering(self) -> int:
+        """Visual tokens that enter the language model."""
+        return self.dominant + self.contextual if self.is_cut else self.num_tokens
+
+
+TOTAL = -1
+
+
+class Stage1Rule(NamedTuple):
+    """What stage 1 keeps of an image or a video whose number of tokens is not known yet.
+
+    ``dominant`` and ``contextual`` are numbers for each unit: shares of its tokens if below 1, otherwise counts. If
+    ``contextual`` is ``TOTAL``, then ``dominant`` is the number for the whole image or video, and its units get parts
+    in proportion to their tokens.
+    """
+
+    dominant: float
+    contextual: float
+    cluster_width: int
+
+
+def cut_units(rule: Stage1Rule | None, grids: Sequence[Grid], *, has_cls: bool) -> list[Unit]:
+    """The units of one image or video, with the counts that the rule gives them. Nothing else turns rules into counts.
+
+    Without a rule, and where the rule would keep every token, units stay whole.
+
+    Args:
+        rule: stage 1's rule; None if stage 1 is off.
+        grids: the grid of each unit.
+        has_cls: whether D counts a class token, which then enters with every unit that is cut.
+    """
+    sizes = [rows * columns for rows, columns in grids]
+    num_tokens = sum(sizes)
+    if rule is None:
+        counts = [(0, 0)] * len(sizes)
+    elif rule.contextual == TOTAL:
+        total = int(rule.dominant * num_tokens if rule.dominant < 1 else rule.dominant)
+        edges = [0, *(total * end // num_tokens for end in accumulate(sizes))]
+        parts = [max(1, end - start) for start, end in pairwise(edges)]
+        counts = [split_total(part, size) for part, size in zip(parts, sizes, strict=True) if total < num_tokens]
+        counts = counts or [(0, 0)] * len(sizes)
+    else:
+        counts = [_unit_counts(rule, size, int(has_cls)) for size in sizes]
+    width = rule.cluster_width if rule else 0
+    return [
+        Unit(*grid, *pair, width) if pair[0] and (has_cls or sum(pair) < size) else Unit(*grid)
+        for grid, size, pair in zip(grids, sizes, counts, strict=True)
+    ]
+
+
+def _unit_counts(rule: Stage1Rule, num_tokens: int, num_cls: int) -> tuple[int, int]:
+    """(D, C), as many as the unit has."""
+    dominant = min(max(1, _count(rule.dominant, num_tokens)), num_tokens + num_cls)
+    return dominant, min(_count(rule.contextual, num_tokens), num_tokens + num_cls - dominant)
+
+
+def _count(number: float, num_tokens: int) -> int:
+    return round(number * num_tokens) if number < 1 else int(number)
