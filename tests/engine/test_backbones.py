@@ -1,0 +1,181 @@
+"""Every backbone in the engine against transformers: tokens and log probabilities, alone and in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.checkpoints import llava, qwen_vl
+from tests.engine.in_process import Ask, InProcessEngine, in_process_engine, text_ids
+from tests.oracle.families import LlavaOracle, Qwen25Oracle, QwenOracle
+from tests.oracle.general import Generated, Oracle
+
+BOUNDARIES = (4, 6)
+NUM_TOKENS = 8
+MIN_MARGIN = 1e-3  # between the best two logits of a step; a smaller one may fall either way
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny checkpoint, its oracle, and what prompts of it look like."""
+
+    write: Callable[[Path], Path]
+    oracle: type[Oracle]
+    before_image: tuple[int, ...]
+    image_token_id: int
+    after_image: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]  # of pictures, in pixels
+    has_cls: bool = False
+
+
+def qwen(name: str, oracle: type[Oracle] = QwenOracle) -> Family:
+    sizes = ((112, 140), (84, 56), (196, 112), (70, 70))
+    return Family(lambda path: qwen_vl.write_qwen_vl(path, name), oracle, (3,), qwen_vl.IMAGE_TOKEN_ID, (4,), sizes)
+
+
+def llava_with(tower: str, decoder: str) -> Family:
+    size = llava.SIDE * llava.PATCH
+    return Family(
+        lambda path: llava.write_llava(path, tower, decoder),
+        LlavaOracle,
+        (),
+        llava.IMAGE_TOKEN_ID,
+        (),
+        ((size, size),),
+        has_cls=tower == "clip",
+    )
+
+
+FAMILIES = {
+    "qwen2_vl": qwen("qwen2_vl"),
+    "qwen2_5_vl": qwen("qwen2_5_vl", Qwen25Oracle),
+    "qwen3_vl": qwen("qwen3_vl"),
+    "qwen3_vl_moe": qwen("qwen3_vl_moe"),
+    "llava siglip qwen2": llava_with("siglip", "qwen2"),
+    "llava clip mistral": llava_with("clip", "mistral"),
+    "llava siglip qwen3": llava_with("siglip", "qwen3"),
+}
+
+
+@dataclass
+class Served:
+    """A running engine of a family, and its oracle."""
+
+    family: Family
+    engine: InProcessEngine
+    oracle: Oracle
+
+    def ask(self, seed: int, num_images: int, **settings: Any) -> Ask:
+        """A prompt of pictures of random sizes with text between them; two of three pictures touch."""
+        rng, family = np.random.default_rng(seed), self.family
+        images, ids = [], [1, *text_ids(seed, 3)]
+        for idx in range(num_images):
+            width, height = family.sizes[int(rng.integers(len(family.sizes)))]
+            images.append(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+            ids += [*family.before_image, family.image_token_id, *family.after_image]
+            ids += text_ids(seed + idx, 2) if idx != 1 else []
+        return Ask([*ids, *text_ids(seed + 9, 5)], images, max_tokens=NUM_TOKENS, **settings)
+
+    def expected(self, ask: Ask) -> Generated:
+        return self.oracle.generate(
+            ask.input_ids,
+            ask.images,
+            counts=lambda num_tokens: counts_of(ask.stage1, num_tokens, self.family.has_cls),
+            boundaries=BOUNDARIES,
+            keep=ask.keep or (),
+            guide=ask.guide,
+            max_new_tokens=ask.max_tokens,
+        )
+
+
+def counts_of(stage1: tuple[float, float, int] | None, num_tokens: int, has_cls: bool) -> tuple[int, int, int] | None:
+    """(D, C, W) of a unit: shares below 1 are rounded, counts are at most what the unit has."""
+    if stage1 is None:
+        return None
+    dominant, contextual = (round(n * num_tokens) if n < 1 else int(n) for n in stage1[:2])
+    dominant = min(max(1, dominant), num_tokens + has_cls)
+    return dominant, min(contextual, num_tokens + has_cls - dominant), stage1[2]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def served(request, tmp_path_factory) -> Served:
+    family = FAMILIES[request.param]
+    checkpoint = family.write(tmp_path_factory.mktemp("checkpoint"))
+    duet = {"boundaries": list(BOUNDARIES)}
+    limits = {"image": 4} | ({"video": 0} if "qwen" in request.param.split()[0] else {})
+    with in_process_engine(checkpoint, limit_mm_per_prompt=limits, additional_config={"duet": duet}) as engine:
+        yield Served(family, engine, family.oracle(checkpoint))
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"stage1": (0.5, 0.2, 2)},
+    {"stage1": (9, 3, 4)},
+    {"stage1": (0.3, 0.1, 0)},
+    {"keep": [0.5, 0.25]},
+    {"keep": [0.7, 0.0], "guide": "last"},
+    {"stage1": (0.4, 0.15, 3), "keep": [0.5, 0.2]},
+    {"stage1": (14, 0, 4), "keep": [0.6, 0.0]},
+]
+
+
+def check(served: Served, ask: Ask, output: Any) -> int:
+    """Compare an output with the oracle; returns how many tokens were compared."""
+    expected = served.expected(ask)
+    margins = -expected.logits.topk(2).values.diff().squeeze(1)
+    is_close = (margins < MIN_MARGIN).nonzero()[:, 0].tolist()
+    num_sure = is_close[0] if is_close else len(expected.tokens)
+    assert list(output.token_ids)[:num_sure] == expected.tokens[:num_sure], ask
+    log_probabilities = expected.logits.log_softmax(dim=-1)
+    vocabulary = range(log_probabilities.shape[1])
+    for step in range(min(num_sure + 1, len(expected.tokens))):
+        found = torch.tensor([output.logprobs[step][token].logprob for token in vocabulary])
+        assert (found - log_probabilities[step]).abs().max() < 1e-3, (ask, step)
+    return num_sure
+
+
+def test_every_setting_equals_the_oracle_alone_and_in_one_batch(served):
+    asks = [
+        served.ask(10 * seed, num_images, sampling={"logprobs": -1}, **settings)
+        for seed, settings in enumerate(SETTINGS)
+        for num_images in (1, 3)
+    ]
+    text = Ask([1, *text_ids(5, 20)], max_tokens=NUM_TOKENS, sampling={"logprobs": -1})
+    together = served.engine.generate(*asks, text)
+    num_compared = sum(check(served, ask, output) for ask, output in zip([*asks, text], together, strict=True))
+    assert num_compared > 0.9 * NUM_TOKENS * (len(asks) + 1)
+    for ask, output in zip(asks[::3], together[::3], strict=True):
+        served.engine.llm.reset_mm_cache()
+        served.engine.engine.reset_encoder_cache()
+        (alone,) = served.engine.tokens(ask)
+        assert alone == list(output.token_ids), ask
+
+
+def test_off_is_vllms_own_tower(served):
+    """The tap is closed and open: the tower's output is the same to the bit."""
+    model = served.engine.model
+    (tap,) = model.taps
+    seen = []
+    original = type(tap).forward
+
+    def recorded(self, *args, **kwargs):
+        output = original(self, *args, **kwargs)
+        seen.append(output.clone())
+        return output
+
+    ask = served.ask(77, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(tap), "forward", recorded)
+        for settings in (None, (0.5, 0.1, 4)):
+            served.engine.llm.reset_mm_cache()
+            served.engine.engine.reset_encoder_cache()
+            served.engine.tokens(Ask(ask.input_ids, ask.images, settings, max_tokens=1))
+    closed, opened = seen
+    assert torch.equal(closed, opened)
