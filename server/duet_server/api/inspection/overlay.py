@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from duet_server.api.inspection.patches import Picture
@@ -30,7 +31,8 @@ def draw_overlay(
         vision: the sizes of the tower's patches.
     """
     rows = [
-        _row(_seen(picture, processor, vision), described) for picture, described in zip(pictures, patches, strict=True)
+        _row(seen_picture(picture, processor, vision), described)
+        for picture, described in zip(pictures, patches, strict=True)
     ]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
     top = 0
@@ -42,10 +44,12 @@ def draw_overlay(
     return buffer.getvalue()
 
 
-def _seen(picture: Picture, processor: Any, vision: VisionShape) -> np.ndarray:
+def seen_picture(picture: Picture, processor: Any, vision: VisionShape) -> np.ndarray:
     """The picture without normalization: ``[height, width, 3]`` uint8."""
-    pixels = picture.pixels.float().numpy()
+    pixels = picture.pixels.numpy() if picture.pixels.dtype == torch.uint8 else picture.pixels.float().numpy()
     pixels = (pixels if pixels.ndim == 3 else _joined(pixels, picture.units[0], vision)).transpose(1, 2, 0)
+    if pixels.dtype == np.uint8:  # the tower normalizes them itself
+        return pixels
     seen: np.ndarray = 255 * (pixels * processor.image_std + processor.image_mean)
     return seen.round().clip(0, 255).astype(np.uint8)
 
