@@ -1,6 +1,7 @@
 """DuetModel: vLLM's model of any family, with both stages of compression."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class DuetModel:
         boundaries = vllm_config.additional_config["duet"]["boundaries"]
         self.decoder = segment_decoder(self.get_language_model().model, self.backbone.decoder, boundaries, vllm_config)
         self.taps: tuple[Tap, ...] = ()  # a tuple, so that the tower's attention keeps its one name
-        self.first_inputs: dict[str, Any] = {}
+        self.sample: tuple[dict[str, Any], list[Unit]] | None = None  # an item of vLLM's profiling run, to warm up
+        self.is_warm = False
         if vllm_config.additional_config["duet"]["served"]:  # without images, vLLM has not loaded the tower
             owner, name = self.backbone.tapped(self)
             self.taps = (Tap(getattr(owner, name)),)
@@ -43,9 +45,10 @@ class DuetModel:
     @torch.inference_mode()
     def warm_up(self: Any) -> None:
         """Run both stages once, before the first request needs them."""
-        if self.first_inputs:  # of vLLM's profiling run
-            self._compress(self.first_inputs, [[_smallest_cut(unit) for unit in self.first_units]])
-            self.first_inputs = {}
+        if self.sample is not None:
+            inputs, units = self.sample
+            self._cut_items(inputs, [[_smallest_cut(unit) for unit in units]])
+        self.sample, self.is_warm = None, True
         weight = self.get_language_model().model.norm.weight
         self.decoder.warm_up(weight.device, weight.dtype)
 
@@ -56,27 +59,35 @@ class DuetModel:
         return DuetModelState
 
     def embed_multimodal(self: Any, **inputs: Any) -> Any:
-        """vLLM's own; if stage 1 cuts any of the items, the rows that it keeps of each."""
+        """The rows of each item: vLLM's own, or those that stage 1 keeps."""
         _, fields = pop_field(inputs, UNITS_KEY, self.backbone.modalities)
         _, traced = pop_field(inputs, TRACE_KEY, self.backbone.modalities)
         pop_field(inputs, LENGTH_KEY, self.backbone.modalities)
         items = [[Unit(*row) for row in field.tolist()] for field in ([] if fields is None else fields)]
-        if not any(unit.is_cut for item in items for unit in item):
-            if items and not self.first_inputs:
-                self.first_units = items[0]
-                self.first_inputs = self.backbone.select(inputs, items, 0, 1)
+        if items and not self.is_warm:
+            self.sample = self.backbone.select(inputs, items, 0, 1), items[0]
+        if not any(map(_is_cut, items)):
             return super().embed_multimodal(**inputs)  # type: ignore[misc]
-        return self._compress(inputs, items, traced)
+        rows: list[torch.Tensor] = []
+        for is_cut, run in groupby(range(len(items)), lambda idx: _is_cut(items[idx])):
+            start, *more = run
+            end = start + 1 + len(more)
+            chosen = self.backbone.select(inputs, items, start, end)
+            if is_cut:
+                rows += self._cut_items(chosen, items[start:end], None if traced is None else traced[start:end])
+            else:
+                rows += super().embed_multimodal(**chosen)  # type: ignore[misc]
+        return tuple(rows)
 
     def finish_items(
-        self: Any, items: Sequence[Sequence[CutUnit]], units: Sequence[Sequence[Unit]]
+        self: Any, inputs: dict[str, Any], items: Sequence[Sequence[CutUnit]], units: Sequence[Sequence[Unit]]
     ) -> list[torch.Tensor]:
-        """The rows of each item."""
-        return self.backbone.finish(self, items)
+        """The rows of each item, from the kept rows of its units."""
+        return self.backbone.finish(self, inputs, items, units)
 
-    def _compress(
+    def _cut_items(
         self: Any, inputs: dict[str, Any], items: Sequence[Sequence[Unit]], traced: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> list[torch.Tensor]:
         (tap,) = self.taps
         kept: list[list[CutUnit]] = []
         order = {"has_cls": self.backbone.has_cls, "in_place": self.backbone.in_place}
@@ -91,7 +102,7 @@ class DuetModel:
             if traced is not None:
                 self.decoder.traces.add_items(traced[start:end], items[start:end], encoded, **order)
         self.clock.observe()
-        return tuple(self.finish_items(kept, items))
+        return self.finish_items(inputs, kept, items)
 
 
 def batches(items: Sequence[Sequence[Unit]], max_tokens: int) -> Iterator[tuple[int, int]]:
@@ -108,6 +119,10 @@ def batches(items: Sequence[Sequence[Unit]], max_tokens: int) -> Iterator[tuple[
         total += num_tokens
     if items:
         yield start, len(items)
+
+
+def _is_cut(item: Sequence[Unit]) -> bool:
+    return any(unit.is_cut for unit in item)
 
 
 def _smallest_cut(unit: Unit) -> Unit:

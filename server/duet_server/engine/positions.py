@@ -26,14 +26,11 @@ class KeptPositions:
     placed: torch.Tensor | None = None  # [rows, 3] to add to the positions of the next forward; None for nothing
 
     def finish_items(
-        self: Any, items: Sequence[Sequence[CutUnit]], units: Sequence[Sequence[Unit]]
+        self: Any, inputs: dict[str, Any], items: Sequence[Sequence[CutUnit]], units: Sequence[Sequence[Unit]]
     ) -> list[torch.Tensor]:
-        """The rows of each item; those of items that were cut carry their places."""
-        rows = super().finish_items(items, units)  # type: ignore[misc]
-        return [
-            _with_places(row, item, item_units) if any(unit.is_cut for unit in item_units) else row
-            for row, item, item_units in zip(rows, items, units, strict=True)
-        ]
+        """The rows of each item, which carry their places."""
+        rows = super().finish_items(inputs, items, units)  # type: ignore[misc]
+        return [_with_places(*entry) for entry in zip(rows, items, units, strict=True)]
 
     def embed_input_ids(
         self: Any,

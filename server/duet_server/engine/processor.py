@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -45,15 +45,15 @@ class DuetProcessor:
         config = self.info.get_hf_config()
         backbone = self.backbone.variant(config)
         fields = super()._get_mm_fields_config(data, plain)  # type: ignore[misc]
-        for modality, items in MultiModalKwargsItems.from_hf_inputs(data, fields).items():
+        kwargs_items = MultiModalKwargsItems.from_hf_inputs(data, fields)
+        updates = super()._get_prompt_updates(mm_items, plain, kwargs_items)  # type: ignore[misc]
+        for modality, items in kwargs_items.items():
             if modality not in backbone.modalities or any("embeds" in key for item in items for key in item):
                 continue
             grids = [backbone.grids(config, modality, item) for item in items]
             units = [cut_units(rule, item_grids, has_cls=backbone.has_cls) for item_grids in grids]
-            lengths = [
-                backbone.length(config, modality, item, item_grids)
-                for item, item_grids in zip(items, grids, strict=True)
-            ]
+            (update,) = (update for update in updates if update.modality == modality)
+            lengths = [sum(_visual_mask(update.resolve(idx).content)) for idx in range(len(items))]
             data[field_key(UNITS_KEY, modality)] = [torch.tensor(item_units) for item_units in units]
             data[field_key(LENGTH_KEY, modality)] = torch.tensor(lengths)
             if trace_id is not None and modality == "image":
@@ -99,23 +99,32 @@ class DuetProcessor:
 def shrink(details: PromptUpdateDetails, units: Sequence[Unit]) -> PromptUpdateDetails:
     """vLLM's placeholder with each unit's visual tokens replaced by those that enter.
 
-    Tokens between units stay. Tokens inside a unit, such as a row's break, go, if stage 1 cuts the unit.
+    Tokens between units stay. Tokens inside a unit, such as a row's break, go, if stage 1 cuts the unit. If the
+    placeholder does not have the units' tokens one after another, all of its visual tokens are replaced at once.
     """
-    full = list(details.full)
-    mask = [True] * len(full) if details.is_embed is None else details.is_embed(full).tolist()
+    full, mask = list(details.full), _visual_mask(details)
     places = [place for place, is_visual in enumerate(mask) if is_visual]
-    edges = [0]
-    for unit in units:
-        edges.append(edges[-1] + unit.num_tokens)
-    assert edges[-1] == len(places), f"{units=} {len(places)=}"
+    if sum(unit.num_tokens for unit in units) == len(places):
+        edges = [0, *accumulate(unit.num_tokens for unit in units)]
+        runs = [(*ends, unit.num_entering, unit.is_cut) for ends, unit in zip(pairwise(edges), units, strict=True)]
+    else:
+        runs = [(0, len(places), sum(unit.num_entering for unit in units), True)]
     tokens, is_visual, done = list[int](), list[bool](), 0
-    for unit, (first, last) in zip(units, pairwise(edges), strict=True):
+    for first, last, num_entering, is_cut in runs:
         start, end = places[first], places[last - 1] + 1
-        tokens += full[done:start] + ([full[start]] * unit.num_entering if unit.is_cut else full[start:end])
-        is_visual += mask[done:start] + ([True] * unit.num_entering if unit.is_cut else mask[start:end])
+        tokens += full[done:start] + ([full[start]] * num_entering if is_cut else full[start:end])
+        is_visual += mask[done:start] + ([True] * num_entering if is_cut else mask[start:end])
         done = end
     tokens, kept = tokens + full[done:], torch.tensor(is_visual + mask[done:])
     return PromptUpdateDetails(tokens, is_embed=lambda _tokens: kept)
+
+
+def _visual_mask(details: PromptUpdateDetails) -> list[bool]:
+    """Which of a placeholder's tokens are visual."""
+    if details.is_embed is None:
+        return [True] * len(details.full)
+    mask: list[bool] = details.is_embed(list(details.full)).tolist()
+    return mask
 
 
 class DuetProcessingInfo:

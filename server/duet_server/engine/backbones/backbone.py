@@ -57,10 +57,6 @@ class Backbone:
         """
         raise NotImplementedError
 
-    def length(self, hf_config: Any, modality: str, item: Any, grids: Sequence[Grid]) -> int:
-        """The visual tokens of one item that vLLM's own placeholder has."""
-        return sum(rows * columns for rows, columns in grids)
-
     def embed_id(self, hf_config: Any, modality: str) -> int:
         """The token that stands for a visual row in a prompt."""
         token_id: int = getattr(hf_config, f"{modality}_token_id")
@@ -99,7 +95,13 @@ class Backbone:
         """Stage 1's score ``[tokens]`` and metric ``[rows, any]`` of the units, from what the tap saw."""
         return received_attention(tap, [unit.num_tokens for unit in units], patches_per_token=1)
 
-    def finish(self, model: Any, items: Sequence[Sequence[CutUnit]]) -> list[torch.Tensor]:
+    def finish(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        items: Sequence[Sequence[CutUnit]],
+        units: Sequence[Sequence[Unit]],
+    ) -> list[torch.Tensor]:
         """The rows of each item, ``[rows, embedding_size]``, from the kept rows of its units."""
         return [torch.cat([unit.rows for unit in item]) for item in items]
 

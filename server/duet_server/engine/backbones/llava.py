@@ -67,8 +67,14 @@ class Llava(Backbone):
             score, metric = mean_over_ranks(score) * num_ranks, mean_over_ranks(metric)
         return score.flatten(), metric.flatten(0, 1)
 
-    def finish(self, model: Any, items: Sequence[Sequence[CutUnit]]) -> list[torch.Tensor]:
-        rows = [torch.cat([unit.rows for unit in item]) for item in items]
+    def finish(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        items: Sequence[Sequence[CutUnit]],
+        units: Sequence[Sequence[Unit]],
+    ) -> list[torch.Tensor]:
+        rows = super().finish(model, inputs, items, units)
         return list(model.multi_modal_projector(torch.cat(rows)).split([len(item) for item in rows]))
 
 

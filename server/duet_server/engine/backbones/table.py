@@ -12,6 +12,7 @@ ENTRY_POINTS = "duet_server.backbones"  # name: an architecture; value: "module:
 
 BACKBONES = {
     "LlavaForConditionalGeneration": "llava:Llava",
+    "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
     "Qwen2VLForConditionalGeneration": "qwen2_vl:Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_vl:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "qwen3_vl:Qwen3VL",
