@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.checkpoints import llava, qwen_vl
+from tests.checkpoints import internvl, llava, qwen_vl
 from tests.engine.in_process import Ask, InProcessEngine, in_process_engine, text_ids
-from tests.oracle.families import LlavaOracle, Qwen25Oracle, QwenOracle
+from tests.oracle.families import InternVLOracle, LlavaOracle, Qwen25Oracle, QwenOracle
 from tests.oracle.general import Generated, Oracle
 
 BOUNDARIES = (4, 6)
@@ -53,6 +53,18 @@ def llava_with(tower: str, decoder: str) -> Family:
     )
 
 
+def internvl_with(decoder: str, *, use_qk_norm: bool) -> Family:
+    """Pictures of one, two and four tiles; several tiles come with a small view of the whole picture."""
+    return Family(
+        lambda path: internvl.write_internvl(path, decoder, use_qk_norm=use_qk_norm),
+        InternVLOracle,
+        (),
+        internvl.IMAGE_TOKEN_ID,
+        (),
+        ((100, 100), (200, 100), (110, 220), (230, 220)),
+    )
+
+
 FAMILIES = {
     "qwen2_vl": qwen("qwen2_vl"),
     "qwen2_5_vl": qwen("qwen2_5_vl", Qwen25Oracle),
@@ -61,6 +73,8 @@ FAMILIES = {
     "llava siglip qwen2": llava_with("siglip", "qwen2"),
     "llava clip mistral": llava_with("clip", "mistral"),
     "llava siglip qwen3": llava_with("siglip", "qwen3"),
+    "internvl qwen2": internvl_with("qwen2", use_qk_norm=True),
+    "internvl qwen3": internvl_with("qwen3", use_qk_norm=False),
 }
 
 
@@ -109,7 +123,7 @@ def served(request, tmp_path_factory) -> Served:
     family = FAMILIES[request.param]
     checkpoint = family.write(tmp_path_factory.mktemp("checkpoint"))
     duet = {"boundaries": list(BOUNDARIES)}
-    limits = {"image": 4} | ({"video": 0} if "qwen" in request.param.split()[0] else {})
+    limits = {"image": 4} | ({"video": 0} if not request.param.startswith("llava") else {})
     with in_process_engine(checkpoint, limit_mm_per_prompt=limits, additional_config={"duet": duet}) as engine:
         yield Served(family, engine, family.oracle(checkpoint))
 

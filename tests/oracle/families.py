@@ -97,3 +97,38 @@ class LlavaOracle(Oracle):
 
     def finish(self, rows: Tensor) -> Tensor:
         return self.model.model.multi_modal_projector(rows[None])[0]
+
+
+class InternVLOracle(Oracle):
+    """InternVL in Hugging Face's format: tiles, scored by the class token's attention; cut behind the projector."""
+
+    @property
+    def image_token_id(self) -> int:
+        return self.processor.image_token_id
+
+    @property
+    def around_image(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.processor.start_image_token_id,), (self.processor.end_image_token_id,)
+
+    def encode(self, image: Image.Image) -> list[Encoded]:
+        model = self.model.model
+        pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+        attention = model.vision_tower.encoder.layer[-1].attention
+        with seen_by(attention.q_norm) as queries, seen_by(attention.k_norm) as keys:
+            tiles = model.get_image_features(
+                pixels, vision_feature_layer=-1, vision_feature_select_strategy="default"
+            ).pooler_output
+        query, key = (calls[0][2].unflatten(-1, (attention.num_heads, -1)) for calls in (queries, keys))
+        logits = torch.einsum("bhd,bkhd->bhk", query[:, 0], key) * query.shape[-1] ** -0.5
+        score, metric = logits.softmax(dim=-1).sum(dim=1)[:, 1:], key[:, 1:].mean(dim=2)
+        side = round(score.shape[1] ** 0.5)
+        return [
+            Encoded(rows, _of_four(tile_score, side), _of_four(tile_metric, side), (side // 2, side // 2))
+            for rows, tile_score, tile_metric in zip(tiles, score, metric, strict=True)
+        ]
+
+
+def _of_four(patches: Tensor, side: int) -> Tensor:
+    """The mean of 2 x 2 patches, by token in raster order."""
+    squares = patches.view(side // 2, 2, side // 2, 2, -1)
+    return squares.mean(dim=(1, 3)).flatten(0, 1).squeeze(-1)

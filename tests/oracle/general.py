@@ -81,6 +81,7 @@ class Oracle(ABC):
     """A checkpoint under compression."""
 
     keeps_positions = False
+    around_image: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # tokens that enter before and behind a picture
 
     def __init__(self, checkpoint: Any) -> None:
         load = AutoModelForImageTextToText.from_pretrained
@@ -137,14 +138,20 @@ class _Prompt:
         positions: list[tuple[int, int, int]] = []
         is_visual: list[bool] = []
         remaining, position = iter(pictures), 0
-        for token in input_ids:
-            if token != oracle.image_token_id:
-                rows.append(oracle.decoder.embed_tokens(torch.tensor([token])))
+
+        def add_text(words: Sequence[int]) -> None:
+            nonlocal position
+            for word in words:
+                rows.append(oracle.decoder.embed_tokens(torch.tensor([word])))
                 positions.append((position,) * 3)
                 is_visual.append(False)
                 position += 1
-                continue
-            for unit in next(remaining):
+
+        for token in input_ids:
+            is_image = token == oracle.image_token_id
+            before, after = oracle.around_image if is_image else ((token,), ())
+            add_text(before)
+            for unit in next(remaining) if is_image else ():
                 kept, places = choose(unit, counts(len(unit.score)))
                 rows.append(oracle.finish(kept))
                 columns = unit.grid[1]
@@ -152,6 +159,7 @@ class _Prompt:
                 is_visual += [True] * len(places)
                 self.places.append(places)
                 position += max(unit.grid)
+            add_text(after)
         width = max(row.shape[1] for row in rows)
         padded = torch.cat([nn.functional.pad(row, (0, width - row.shape[1])) for row in rows])
         self.hidden, *levels = padded.split(self.size, dim=1)  # a visual row may carry more: Qwen3-VL's DeepStack

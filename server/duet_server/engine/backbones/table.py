@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "duet_server.backbones"  # name: an architecture; value: "module:Class"
 
 BACKBONES = {
+    "InternVLChatModel": "internvl:InternVLChat",
+    "InternVLForConditionalGeneration": "internvl:InternVL",
     "LlavaForConditionalGeneration": "llava:Llava",
     "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
     "Qwen2VLForConditionalGeneration": "qwen2_vl:Qwen2VL",
