@@ -124,7 +124,8 @@ def served(request, tmp_path_factory) -> Served:
     checkpoint = family.write(tmp_path_factory.mktemp("checkpoint"))
     duet = {"boundaries": list(BOUNDARIES)}
     limits = {"image": 4} | ({"video": 0} if not request.param.startswith("llava") else {})
-    with in_process_engine(checkpoint, limit_mm_per_prompt=limits, additional_config={"duet": duet}) as engine:
+    engine_args = {"limit_mm_per_prompt": limits, "additional_config": {"duet": duet}, "block_size": 32}
+    with in_process_engine(checkpoint, **engine_args) as engine:
         yield Served(family, engine, family.oracle(checkpoint))
 
 
@@ -193,3 +194,31 @@ def test_off_is_vllms_own_tower(served):
             served.engine.tokens(Ask(ask.input_ids, ask.images, settings, max_tokens=1))
     closed, opened = seen
     assert torch.equal(closed, opened)
+
+
+def test_caches_small_steps_and_preemptions_change_nothing(served, monkeypatch):
+    """Warm caches, prompts in chunks unless stage 2 drops from them, and requests that start over in the middle."""
+    engine = served.engine
+    asks = [served.ask(300 + seed, 2, **settings) for seed, settings in enumerate(SETTINGS) if "stage1" in settings]
+    asks.append(served.ask(399, 4))
+    undisturbed = engine.tokens(*asks)
+    stage1_only = next(ask for ask in asks if ask.stage1 and not ask.keep)
+    request_id = engine.add(stage1_only)
+    assert engine.run()[request_id].num_cached_tokens > 0, "the prefix cache serves stage 1 alone"
+
+    requests = [engine.internal_request(engine.add(ask)) for ask in asks]
+    longest = max(r.num_prompt_tokens for r in requests if engine.scheduler.plans.get(r.request_id))
+    assert longest < max(r.num_prompt_tokens for r in requests), "nothing is chunked: this test tests nothing"
+    monkeypatch.setattr(engine.scheduler, "max_num_scheduled_tokens", longest)
+    finished = {}
+    for step in range(1000):
+        if not engine.engine.has_unfinished_requests():
+            break
+        finished |= {output.request_id: output for output in engine.engine.step() if output.finished}
+        if step in (4, 9):
+            assert engine.engine.reset_prefix_cache(reset_running_requests=True)
+    assert any(request.num_preemptions for request in requests)
+    served_tokens = [
+        list(output.outputs[0].token_ids) for _, output in sorted(finished.items(), key=lambda o: int(o[0]))
+    ]
+    assert served_tokens == undisturbed

@@ -35,6 +35,11 @@ def test_engine_behaves_the_same():
     run_under_other_runner(str(HERE / "test_engine.py"), f"{HERE / 'test_trace.py'}::test_pictures_keep_their_numbers")
 
 
+def test_backbones_behave_the_same():
+    """Of the backbones, one whose tokens keep their positions and one whose positions close up."""
+    run_under_other_runner(str(HERE / "test_backbones.py"), "-k", "qwen3_vl- or qwen3_vl] or internvl and qwen3")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_change_nothing():
