@@ -36,6 +36,7 @@ class ServedModel:
     kv_dtype_bytes: int
     notice: str | None
     unit: str = "image"
+    overview: int = 0  # which of an image's units shows the whole image
     is_proven: bool = True
     max_excess: float = math.inf  # positions that a prompt may have beyond its tokens
 
@@ -55,6 +56,7 @@ class ServedModel:
             kv_dtype_bytes=kv_dtype.itemsize,
             notice=DEMO_NOTICE if getattr(model_config.hf_config, DEMO_MARK, False) else None,
             unit=about.get("unit", "image"),
+            overview=about.get("overview", 0),
             is_proven=about.get("is_proven", True),
             max_excess=math.inf if most is None else most - context,
         )

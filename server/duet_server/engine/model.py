@@ -100,7 +100,8 @@ class DuetModel:
                 cut_units = iter(cut(encoded, units, **order))
             kept += [[next(cut_units) for _ in item] for item in items[start:end]]
             if traced is not None:
-                self.decoder.traces.add_items(traced[start:end], items[start:end], encoded, **order)
+                columns = self.backbone.tile_columns(self, batch)
+                self.decoder.traces.add_items(traced[start:end], items[start:end], encoded, columns, **order)
         self.clock.observe()
         return self.finish_items(inputs, kept, items)
 

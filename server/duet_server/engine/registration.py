@@ -94,6 +94,7 @@ def _duet_config(vllm_config: VllmConfig, backbone: "Backbone") -> dict[str, Any
     duet["boundaries"] = list(boundaries)
     about = {
         "unit": backbone.unit_name,
+        "overview": backbone.overview,
         "is_proven": backbone.is_proven,
         "max_positions": backbone.max_positions(model.hf_config),
     }

@@ -22,7 +22,14 @@ class Traces:
         self._traces: OrderedDict[int, dict[str, dict[int, Any]]] = OrderedDict()
 
     def add_items(
-        self, traced: torch.Tensor, items: Sequence[Sequence[Unit]], encoded: Encoded, *, has_cls: bool, in_place: bool
+        self,
+        traced: torch.Tensor,
+        items: Sequence[Sequence[Unit]],
+        encoded: Encoded,
+        tile_columns: Sequence[int] | None = None,
+        *,
+        has_cls: bool,
+        in_place: bool,
     ) -> None:
         """Note which tokens stage 1 chose and merged.
 
@@ -30,6 +37,7 @@ class Traces:
             traced: ``[items, 4]`` integers, each row a ``TracedPicture``.
             items: the units of each item.
             encoded: what the tower made of them.
+            tile_columns: as for :meth:`duet_server.engine.backbones.backbone.Backbone.tile_columns`.
             has_cls, in_place: as for :func:`duet_server.engine.cut.cut`.
         """
         units = [unit for item in items for unit in item]
@@ -40,6 +48,10 @@ class Traces:
         )
         for picture, item in zip((TracedPicture(*row) for row in traced.tolist()), items, strict=True):
             self._of(picture.trace_id)["images"][picture.image_idx] = [next(noted) for _ in item]
+        for traced_item, columns in zip(traced.tolist(), tile_columns or (), strict=bool(tile_columns)):
+            picture = TracedPicture(*traced_item)
+            for unit in self._of(picture.trace_id)["images"][picture.image_idx]:
+                unit["tile_columns"] = columns
 
     def add_boundary(
         self, layout: StepLayout, segment_idx: int, places: torch.Tensor, score: torch.Tensor | None
@@ -64,9 +76,9 @@ class Traces:
         Returns:
             A dict with two entries. ``images`` maps an image's number in the prompt to its units: None if a unit stayed
             whole, otherwise its ``dominant`` tokens, the tokens behind each ``contextual`` one (the anchor first), the
-            ``scores`` of all its tokens, and whether its rows are ``in_place``. ``segments`` maps the number of a
-            segment behind a drop to the prompt ``rows`` that it holds, and the ``scores`` of the ranked pools: for each
-            the pool's first row in the segment before, and one score per row.
+            ``scores`` of all its tokens, whether its rows are ``in_place``, and the ``tile_columns``, if any.
+            ``segments`` maps the number of a segment behind a drop to the prompt ``rows`` that it holds, and the
+            ``scores`` of the ranked pools: for each the pool's first row in the segment before, and one score per row.
         """
         trace = self._traces.pop(trace_id, None)
         if trace is None:

@@ -10,7 +10,6 @@ import torch
 from transformers import Qwen2VLImageProcessor
 
 from duet_server.api.inspection.overlay import seen_picture
-from duet_server.api.inspection.patches import Picture
 from duet_server.plan import Unit, VisionShape
 
 SHAPE = VisionShape(None, False, 1, 8, 8, 4, 0, patches_per_token=4, frames_per_patch=2)
@@ -24,7 +23,7 @@ def picture() -> np.ndarray:
 
 
 def shown(pixels: torch.Tensor, processor) -> np.ndarray:
-    return seen_picture(Picture(0, (0, 15), 40, 24, (Unit(3, 5),), pixels), processor, SHAPE)
+    return seen_picture(pixels, Unit(3, 5), processor, SHAPE)
 
 
 @pytest.mark.parametrize("normalizes", [True, False], ids=["processor", "tower"])

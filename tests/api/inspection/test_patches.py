@@ -39,7 +39,7 @@ def shape() -> ModelShape:
 
 def test_rows_of_segments_are_described_as_patches(shape):
     """Prompt: text, 4 rows of the first picture (CLS, patches 1 and 3, one merged), text, the second one, text."""
-    first, second = (Picture(idx, span, 10, 20, (CUT,), None) for idx, span in enumerate([(2, 6), (7, 11)]))
+    first, second = (Picture(idx, span, 10, 20, (CUT,), [None]) for idx, span in enumerate([(2, 6), (7, 11)]))
     stage1 = {"dominant": [1, 3], "contextual": [[2, 0]], "scores": [0.1, 0.4, 0.2, 0.3], "in_place": False}
     trace = {
         "images": {0: [stage1], 1: [stage1 | {"dominant": [0, 1], "contextual": [[3, 2]]}]},
@@ -67,7 +67,7 @@ def test_rows_of_segments_are_described_as_patches(shape):
 
 
 def test_a_segment_without_a_drop_before_it_holds_what_the_previous_one_holds(shape):
-    picture = Picture(0, (1, 5), 10, 20, (Unit(2, 2),), None)
+    picture = Picture(0, (1, 5), 10, 20, (Unit(2, 2),), [None])
     trace = {"images": {}, "segments": {2: {"rows": [0, 3, 5], "scores": [(1, [0.0, 0.1, 0.9, 0.2])]}}}
     (described,) = describe_patches([picture], trace, 6, shape, CLIP)
     assert [segment["patches"] for segment in described["segments"]] == [[0, 1, 2, 3], [0, 1, 2, 3], [2]]
@@ -75,7 +75,7 @@ def test_a_segment_without_a_drop_before_it_holds_what_the_previous_one_holds(sh
 
 
 def test_without_compression_everything_is_held(shape):
-    (described,) = describe_patches([Picture(0, (1, 5), 10, 20, (Unit(2, 2),), None)], NOTHING, 6, shape, CLIP)
+    (described,) = describe_patches([Picture(0, (1, 5), 10, 20, (Unit(2, 2),), [None])], NOTHING, 6, shape, CLIP)
     assert described["grid"] == [2, 2]
     assert described["stage1"] is None
     assert all(segment["patches"] == [0, 1, 2, 3] and not segment["cls"] for segment in described["segments"])
@@ -86,7 +86,7 @@ def test_rows_that_stand_in_place(shape):
     shape = replace(shape, vision=replace(shape.vision, num_patches=None, has_cls=False))
     stage1 = {"dominant": [1, 4], "contextual": [[2, 3]], "scores": [0.1] * 6, "in_place": True}
     segments = {1: {"rows": [0, 2, 3, 4], "scores": [(1, [0.2, 0.3, 0.4])]}}
-    picture = Picture(0, (1, 4), 30, 20, (Unit(2, 3, 2, 1, 4),), None)
+    picture = Picture(0, (1, 4), 30, 20, (Unit(2, 3, 2, 1, 4),), [None])
     (described,) = describe_patches([picture], {"images": {0: [stage1]}, "segments": segments}, 5, shape, STRETCHING)
     assert described["grid"] == [2, 3]
     assert described["area"] == {"left": 0, "top": 0, "width": 30, "height": 20}

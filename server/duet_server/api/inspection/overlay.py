@@ -22,17 +22,17 @@ PAPER, INK = "white", "black"
 def draw_overlay(
     pictures: Sequence[Picture], patches: Sequence[Mapping[str, Any]], processor: Any, vision: VisionShape
 ) -> bytes:
-    """One row per picture: the picture, then one view per segment, with dropped patches dark and merged ones tinted.
+    """One row per unit of each picture: the unit, then a view of each segment, with dropped patches dark.
 
     Args:
         pictures: in the prompt's order.
-        patches: one entry per picture, from :func:`duet_server.api.inspection.patches.describe_patches`.
+        patches: one entry per unit, from :func:`duet_server.api.inspection.patches.describe_patches`.
         processor: the image processor; its mean and standard deviation undo the normalization.
         vision: the sizes of the tower's patches.
     """
+    views = [view for picture in pictures for view in zip(picture.pixels, picture.units, strict=False)]
     rows = [
-        _row(seen_picture(picture, processor, vision), described)
-        for picture, described in zip(pictures, patches, strict=True)
+        _row(seen_picture(*view, processor, vision), described) for view, described in zip(views, patches, strict=True)
     ]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
     top = 0
@@ -44,13 +44,13 @@ def draw_overlay(
     return buffer.getvalue()
 
 
-def seen_picture(picture: Picture, processor: Any, vision: VisionShape) -> np.ndarray:
-    """The picture without normalization: ``[height, width, 3]`` uint8."""
-    pixels = picture.pixels.numpy() if picture.pixels.dtype == torch.uint8 else picture.pixels.float().numpy()
-    pixels = (pixels if pixels.ndim == 3 else _joined(pixels, picture.units[0], vision)).transpose(1, 2, 0)
-    if pixels.dtype == np.uint8:  # the tower normalizes them itself
-        return pixels
-    seen: np.ndarray = 255 * (pixels * processor.image_std + processor.image_mean)
+def seen_picture(pixels: torch.Tensor, unit: Unit, processor: Any, vision: VisionShape) -> np.ndarray:
+    """A unit without normalization: ``[height, width, 3]`` uint8."""
+    values = pixels.numpy() if pixels.dtype == torch.uint8 else pixels.float().numpy()
+    values = (values if values.ndim == 3 else _joined(values, unit, vision)).transpose(1, 2, 0)
+    if values.dtype == np.uint8:  # the tower normalizes them itself
+        return values
+    seen: np.ndarray = 255 * (values * processor.image_std + processor.image_mean)
     return seen.round().clip(0, 255).astype(np.uint8)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
+from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.prompt import items_of
 from duet_server.plan import ModelShape, Unit, VisualItem
+from duet_server.plan.errors import Words
 from duet_server.plan.wire import TRACE_KEY, TracedPicture, field_key
 
 Trace = Mapping[str, Mapping[int, Any]]  # the result of duet_server.engine.trace.Traces.take
@@ -25,7 +27,7 @@ class Picture:
         width: of the client's picture, in pixels.
         height: of the client's picture, in pixels.
         units: what the tower encodes of it.
-        pixels: the vision tower's input: ``[3, height, width]``, or one row for each patch.
+        pixels: the vision tower's input for each unit: ``[3, height, width]``, or one row for each patch.
     """
 
     image_idx: int
@@ -39,11 +41,12 @@ class Picture:
 class Token(NamedTuple):
     """A visual token of a unit: CLS, an unchanged patch or a contextual token, in this order."""
 
+    unit_idx: int
     kind: int
     number: int  # the patch, or the index of the contextual token
 
 
-CLS, PATCH, CONTEXTUAL = range(3)
+KINDS = CLS, PATCH, CONTEXTUAL = range(3)
 
 
 def pictures_of(engine_input: Mapping[str, Any], visual_items: Sequence[VisualItem]) -> list[Picture]:
@@ -51,17 +54,23 @@ def pictures_of(engine_input: Mapping[str, Any], visual_items: Sequence[VisualIt
     result = []
     for item, visual_item in zip(items_of(engine_input, "image"), visual_items, strict=True):
         traced = TracedPicture(*item[field_key(TRACE_KEY, "image")].data.tolist())
-        pixels = item["pixel_values"].data
+        (pixels,) = (item[key].data for key in ("pixel_values", "pixel_values_flat") if key in item)
+        by_unit = pixels if pixels.ndim == 4 else [pixels]
         result.append(
-            Picture(traced.image_idx, visual_item.span, traced.width, traced.height, visual_item.units, pixels)
+            Picture(traced.image_idx, visual_item.span, traced.width, traced.height, visual_item.units, by_unit)
         )
     return result
 
 
 def describe_patches(
-    pictures: Sequence[Picture], trace: Trace, num_prompt_tokens: int, shape: ModelShape, processor: Any
+    pictures: Sequence[Picture],
+    trace: Trace,
+    num_prompt_tokens: int,
+    shape: ModelShape,
+    processor: Any,
+    overview: int = 0,
 ) -> list[dict[str, Any]]:
-    """One :class:`duet_server.api.inspection.schema.PicturePatches` per picture, as a dictionary.
+    """One :class:`duet_server.api.inspection.schema.PicturePatches` per unit of each picture, as a dictionary.
 
     Args:
         pictures: in the prompt's order.
@@ -69,29 +78,42 @@ def describe_patches(
         num_prompt_tokens: prompt tokens that entered the language model.
         shape: the model's shape.
         processor: the Hugging Face image processor. Its resizing and cropping decide which area the patches cover.
+        overview: which of a picture's units shows all of it.
+
+    Raises:
+        RequestRefusedError: for a picture whose rows are not those of its units.
     """
     segments = _segments(trace, num_prompt_tokens, len(shape.boundaries) + 1)
     layers = list(pairwise((0, *shape.boundaries, shape.decoder.num_layers)))
     described = []
     for picture in pictures:
-        (unit,) = picture.units
-        (stage1,) = trace["images"].get(picture.image_idx) or (None,)
-        tokens = _tokens(unit, stage1, has_cls=shape.vision.has_cls)
-        held = [_held(picture.span, rows, tokens) for rows, _ in segments]
-        scores = [_scores(picture.span, tokens, ranked) for _, ranked in segments]
-        described.append(
-            {
+        stage1 = trace["images"].get(picture.image_idx) or [None] * len(picture.units)
+        tokens = _tokens(picture.units, stage1, has_cls=shape.vision.has_cls)
+        if len(tokens) != picture.span[1] - picture.span[0]:
+            value = Words("tiles that are joined, as without stage 1")
+            raise RequestRefusedError("unsupported", "compression", value, "counts of stage 1, or a preset")
+        for unit_idx, unit in enumerate(picture.units):
+            held = [_held(picture.span, rows, tokens, unit_idx) for rows, _ in segments]
+            scores = [_scores(picture.span, tokens, ranked, unit_idx) for _, ranked in segments]
+            is_whole = unit_idx == overview % len(picture.units)
+            entry = {
                 "grid": [unit.rows, unit.columns],
                 "picture": {"width": picture.width, "height": picture.height},
-                "area": covered_area(picture.width, picture.height, processor),
-                "stage1": stage1 and _stage1(stage1),
+                "area": _area(picture, processor) if is_whole else None,
+                "stage1": stage1[unit_idx] and _stage1(stage1[unit_idx]),
                 "segments": [
                     {"layers": list(layer_range), **kept, "scores": ranked}
                     for layer_range, kept, ranked in zip(layers, held, scores, strict=True)
                 ],
             }
-        )
+            described.append(entry | ({"tile": unit_idx} if len(picture.units) > 1 else {}))
     return described
+
+
+def _area(picture: Picture, processor: Any) -> dict[str, float]:
+    if len(picture.units) > 1:  # the view of all of a picture in tiles is stretched
+        return {"left": 0.0, "top": 0.0, "width": picture.width, "height": picture.height}
+    return covered_area(picture.width, picture.height, processor)
 
 
 def covered_area(width: int, height: int, processor: Any) -> dict[str, float]:
@@ -102,9 +124,9 @@ def covered_area(width: int, height: int, processor: Any) -> dict[str, float]:
         height: of the picture, in pixels.
         processor: an image processor like CLIP's, which resizes the picture and then crops the center.
     """
-    size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
     if not getattr(processor, "do_center_crop", False):  # the picture is stretched over the patches
         return {"left": 0.0, "top": 0.0, "width": width, "height": height}
+    size, crop = dict(processor.size), dict(processor.crop_size or {})
     shortest = size.get("shortest_edge")
     across = shortest / min(width, height) if shortest else size["width"] / width
     down = shortest / min(width, height) if shortest else size["height"] / height
@@ -130,20 +152,38 @@ def _segments(trace: Trace, num_tokens: int, num_segments: int) -> list[tuple[li
     return segments
 
 
-def _tokens(unit: Unit, stage1: Mapping[str, Any] | None, *, has_cls: bool) -> list[Token]:
-    """The tokens of a unit that entered the language model, in the order of their rows."""
+def _tokens(units: Sequence[Unit], stage1: Sequence[Mapping[str, Any] | None], *, has_cls: bool) -> list[Token]:
+    """The tokens of a picture that entered the language model, in the order of their rows."""
+    by_unit = [_unit_tokens(*entry, has_cls=has_cls) for entry in zip(count(), units, stage1, strict=False)]
+    columns = stage1[0] and stage1[0].get("tile_columns")
+    if not columns:
+        return [token for tokens in by_unit for token in tokens]
+    view, *tiles = by_unit
+    cls, patches, contextual = ([t for tokens in tiles for t in tokens if t.kind == kind] for kind in KINDS)
+
+    def place(token: Token) -> tuple[int, int]:
+        """Row and column in the whole picture."""
+        (tile_row, tile_column), unit = divmod(token.unit_idx - 1, columns), units[token.unit_idx]
+        row, column = divmod(token.number, unit.columns)
+        return tile_row * unit.rows + row, tile_column * unit.columns + column
+
+    return [*view, *sorted(patches, key=place), *cls, *contextual]
+
+
+def _unit_tokens(unit_idx: int, unit: Unit, stage1: Mapping[str, Any] | None, *, has_cls: bool) -> list[Token]:
     if stage1 is None:
-        return [Token(PATCH, patch) for patch in range(unit.num_tokens)]
-    placed = [(patch, Token(PATCH, patch)) for patch in stage1["dominant"]]
-    placed += [(patches[0], Token(CONTEXTUAL, idx)) for idx, patches in enumerate(stage1["contextual"])]
+        return [Token(unit_idx, PATCH, patch) for patch in range(unit.num_tokens)]
+    placed = [(patch, Token(unit_idx, PATCH, patch)) for patch in stage1["dominant"]]
+    placed += [(patches[0], Token(unit_idx, CONTEXTUAL, idx)) for idx, patches in enumerate(stage1["contextual"])]
     if stage1["in_place"]:
         placed.sort()
-    return [*([Token(CLS, 0)] if has_cls else []), *(token for _, token in placed)]
+    return [*([Token(unit_idx, CLS, 0)] if has_cls else []), *(token for _, token in placed)]
 
 
-def _held(span: tuple[int, int], rows: Sequence[int], tokens: Sequence[Token]) -> dict[str, Any]:
-    """What a segment holds of a picture, whose rows lie in ``span``."""
+def _held(span: tuple[int, int], rows: Sequence[int], tokens: Sequence[Token], unit_idx: int) -> dict[str, Any]:
+    """What a segment holds of a unit, whose picture's rows lie in ``span``."""
     held = [tokens[row - span[0]] for row in rows if span[0] <= row < span[1]]
+    held = [token for token in held if token.unit_idx == unit_idx]
     return {
         "cls": any(token.kind == CLS for token in held),
         "patches": [token.number for token in held if token.kind == PATCH],
@@ -151,10 +191,12 @@ def _held(span: tuple[int, int], rows: Sequence[int], tokens: Sequence[Token]) -
     }
 
 
-def _scores(span: tuple[int, int], tokens: Sequence[Token], scores: Mapping[int, float]) -> list[float] | None:
+def _scores(
+    span: tuple[int, int], tokens: Sequence[Token], scores: Mapping[int, float], unit_idx: int
+) -> list[float] | None:
     """The scores by which a segment was chosen: of CLS, of patches, of contextual tokens."""
     ranked = sorted((tokens[row - span[0]], score) for row, score in scores.items() if span[0] <= row < span[1])
-    return [score for _, score in ranked] or None
+    return [score for token, score in ranked if token.unit_idx == unit_idx] or None
 
 
 def _stage1(stage1: Mapping[str, Any]) -> dict[str, Any]:

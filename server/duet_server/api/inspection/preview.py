@@ -74,7 +74,7 @@ async def preview_chat(
     if is_cut - trace["images"].keys() or (compressed.drops and not trace["segments"]):
         raise RetryableRequestError("The engine dropped this preview. Try again.")
     processor = handler.renderer.get_mm_processor().info.get_hf_processor().image_processor
-    patches = describe_patches(pictures, trace, len(prompt.token_ids), shape, processor)
+    patches = describe_patches(pictures, trace, len(prompt.token_ids), shape, processor, handler.served.overview)
     return Preview(compressed, pictures, patches, processor, shape)
 
 

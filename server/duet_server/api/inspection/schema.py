@@ -66,12 +66,16 @@ class SegmentPatches(BaseModel):
 
 
 class PicturePatches(BaseModel):
-    """The kept patches of one picture. Patches are numbered row by row."""
+    """The kept patches of one picture, or of one tile of it. Patches are numbered row by row."""
 
     grid: tuple[int, int] = Field(description="Rows and columns of patches.")
     picture: dict[Literal["width", "height"], int] = Field(description="The picture's size in pixels.")
-    area: dict[Literal["left", "top", "width", "height"], float] = Field(
-        description="The part of the picture that the patches cover, in its own pixels."
+    area: dict[Literal["left", "top", "width", "height"], float] | None = Field(
+        description="The part of the picture that the patches cover, in its own pixels; null for a tile, which covers "
+        "a part of a resized picture."
+    )
+    tile: int | None = Field(
+        None, description="The tile's number, if the model sees the picture in tiles; one of them shows all of it."
     )
     stage1: Stage1Patches | None = Field(description="null if stage 1 is off: every patch enters the language model.")
     segments: list[SegmentPatches]
@@ -80,7 +84,7 @@ class PicturePatches(BaseModel):
 class CompressionPreview(CompressionPlan):
     """The costs of a request, and the patches of its pictures that the engine kept."""
 
-    patches: list[PicturePatches] = Field(description="One entry per picture, in the prompt's order.")
+    patches: list[PicturePatches] = Field(description="One entry per picture in the prompt's order, or one per tile.")
 
 
 class CompressionInfo(BaseModel):

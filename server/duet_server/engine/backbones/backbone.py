@@ -23,6 +23,7 @@ class Backbone:
 
     modalities: Sequence[str] = ("image",)
     unit_name = "image"  # what a unit of an image is called: image or tile
+    overview = 0  # which of an image's units shows the whole image
     decoder = Decoder()
     has_cls = False  # whether a class token enters with the tokens that stage 1 keeps
     in_place = True  # whether a contextual row stands at its anchor's place; if not, behind the dominant rows
@@ -94,6 +95,10 @@ class Backbone:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Stage 1's score ``[tokens]`` and metric ``[rows, any]`` of the units, from what the tap saw."""
         return received_attention(tap, [unit.num_tokens for unit in units], patches_per_token=1)
+
+    def tile_columns(self, model: Any, inputs: dict[str, Any]) -> list[int] | None:
+        """For each item, how many tiles stand side by side, if the dominant rows of all tiles are in raster order."""
+        return None
 
     def finish(
         self,

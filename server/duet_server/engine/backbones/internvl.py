@@ -23,6 +23,7 @@ class InternVL(Backbone):
     """
 
     unit_name = "tile"
+    overview = -1
     pixels = "pixel_values"
 
     def variant(self, hf_config: Any) -> "InternVL":

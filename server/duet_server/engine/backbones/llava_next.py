@@ -46,6 +46,9 @@ class LlavaNext(Llava):
         hidden: torch.Tensor = model.vision_tower(torch.cat(views), feature_select_strategy="full")
         return hidden.flatten(0, 1)
 
+    def tile_columns(self, model: Any, inputs: dict[str, Any]) -> list[int]:
+        return [_tiles(model.config, size)[1] for size in inputs["image_sizes"].tolist()]
+
     def finish(
         self,
         model: Any,
@@ -53,10 +56,9 @@ class LlavaNext(Llava):
         items: Sequence[Sequence[CutUnit]],
         units: Sequence[Sequence[Unit]],
     ) -> list[torch.Tensor]:
-        tiles = [_tiles(model.config, size) for size in inputs["image_sizes"].tolist()]
         joined = [
             [CutUnit(_in_raster_order(item, item_units, num_columns), None)]
-            for (_, num_columns), item, item_units in zip(tiles, items, units, strict=True)
+            for num_columns, item, item_units in zip(self.tile_columns(model, inputs), items, units, strict=True)
         ]
         return super().finish(model, inputs, joined, units)
 
