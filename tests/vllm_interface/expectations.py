@@ -171,17 +171,37 @@ vllm.model_executor.models.llama.LlamaModel
 vllm.model_executor.models.llama.LlamaDecoderLayer
     input_layernorm self_attn
 vllm.model_executor.models.llama.LlamaAttention
-    attn head_dim kv_size q_size qkv_proj rotary_emb scaling
-vllm.model_executor.models.clip.CLIPVisionTransformer
-    embeddings encoder pre_layrnorm
-vllm.model_executor.models.clip.CLIPVisionEmbeddings
-    num_patches
+    attn
+vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention
+    head_size scale
 vllm.model_executor.models.clip.CLIPEncoderLayer
-    layer_norm1 layer_norm2 mlp self_attn
+    self_attn
 vllm.model_executor.models.clip.CLIPAttention
-    attn head_dim num_heads out_proj qkv_proj scale tp_size
+    attn
+vllm.model_executor.models.siglip.SiglipEncoderLayer
+    self_attn
+vllm.model_executor.models.siglip.SiglipAttention
+    attn
 vllm.model_executor.models.llava.LlavaForConditionalGeneration
     config language_model multi_modal_projector vision_tower
+vllm.model_executor.models.qwen2_vl.Qwen2VisionTransformer
+    blocks spatial_merge_size
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionTransformer
+    blocks fullatt_block_indexes spatial_merge_size
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionAttention
+    attn
+vllm.model_executor.models.qwen3_vl.Qwen3_VisionTransformer
+    blocks spatial_merge_size
+vllm.model_executor.models.qwen3_vl.Qwen3VLForConditionalGeneration
+    multiscale_dim use_deepstack visual visual_dim
+vllm.model_executor.models.interns1.InternS1ForConditionalGeneration
+    downsample_ratio vision_tower
+vllm.model_executor.models.interns1_vit.InternS1VisionEncoder
+    layer
+vllm.model_executor.models.internvl.InternVLChatModel
+    downsample_ratio vision_model
+vllm.model_executor.models.intern_vit.InternVisionEncoder
+    layers
 vllm.multimodal.processing.processor.BaseMultiModalProcessor
     info
 # Offline and benchmarks.
@@ -424,9 +444,19 @@ vllm/v1/metrics/prometheus.py
 
 # Text whose arrival would collide with what we do.
 ABSENT = """
-vllm/model_executor/models/config.py
-    "LlavaForConditionalGeneration"
 vllm/model_executor/models/llava.py
+    get_model_state_cls
+vllm/model_executor/models/llava_next.py
+    get_model_state_cls
+vllm/model_executor/models/qwen2_vl.py
+    get_model_state_cls
+vllm/model_executor/models/qwen2_5_vl.py
+    get_model_state_cls
+vllm/model_executor/models/qwen3_vl.py
+    get_model_state_cls
+vllm/model_executor/models/interns1.py
+    get_model_state_cls
+vllm/model_executor/models/internvl.py
     get_model_state_cls
 """
 

@@ -420,24 +420,12 @@ vllm.distributed.communication_op.tensor_model_parallel_all_gather
 vllm.model_executor.models.llama.LlamaDecoderLayer.forward
     (self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None) ->
     tuple[torch.Tensor, torch.Tensor]
-vllm.model_executor.models.llava.LlavaForConditionalGeneration.__init__
-    (self, *, vllm_config: VllmConfig, prefix: str='') -> None
-vllm.model_executor.models.llava.LlavaForConditionalGeneration.embed_multimodal
-    (self, **kwargs: object) -> MultiModalEmbeddings
-vllm.model_executor.models.llava.LlavaForConditionalGeneration.forward
-    (self, input_ids: torch.Tensor | None, positions: torch.Tensor, intermediate_tensors: IntermediateTensors |
-    None=None, inputs_embeds: torch.Tensor | None=None, **kwargs: object) -> torch.Tensor | IntermediateTensors
 vllm.model_executor.models.llava.LlavaForConditionalGeneration._parse_and_validate_image_input
     (self, **kwargs: object) -> LlavaImageInputs | None
 vllm.model_executor.models.llava.BaseLlavaProcessingInfo.get_max_image_tokens
     (self) -> int
 vllm.multimodal.processing.context.BaseProcessingInfo.get_mm_max_tokens_per_item
     (self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int] | None
-vllm.multimodal.processing.processor.BaseMultiModalProcessor._call_hf_processor
-    (self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature
-vllm.multimodal.processing.processor.BaseMultiModalProcessor._postprocess_hf_mm_data
-    (self, mm_inputs: Mapping[str, object], hf_processor_mm_kwargs: Mapping[str, object], processed_data:
-    BatchFeature) -> BatchFeature
 vllm.model_executor.models.llava.LlavaMultiModalProcessor._get_mm_fields_config
     (self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str,
     MultiModalFieldConfig]
@@ -451,6 +439,135 @@ vllm.multimodal.registry.MultiModalRegistry.register_processor
     DummyInputsBuilderFactory[_I])
 vllm.multimodal.inputs.MultiModalFieldConfig.batched
     (modality: str, *, keep_on_cpu: bool=False)
+# Backbones: every class of vLLM that is extended on demand.
+vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention.forward
+    (self, *args, **kwargs)
+vllm.model_executor.models.clip.CLIPVisionModel.forward
+    (self, pixel_values: torch.Tensor, select_layers: list[int] | None=None, feature_select_strategy:
+    VisionFeatureSelectStrategy | None=None) -> torch.Tensor
+vllm.model_executor.models.config.VerifyAndUpdateConfig.verify_and_update_model_config
+    (model_config: 'ModelConfig') -> None
+vllm.model_executor.models.interfaces.SupportsMultiModal.embed_input_ids
+    (self, input_ids: Tensor, multimodal_embeddings: MultiModalEmbeddings | None=None, *, is_multimodal: Tensor |
+    None=None) -> Tensor
+vllm.model_executor.models.interfaces.SupportsMultiModal.get_language_model
+    (self) -> 'VllmModel'
+vllm.model_executor.models.interns1.InternS1ForConditionalGeneration.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='') -> None
+vllm.model_executor.models.interns1.InternS1ForConditionalGeneration.embed_multimodal
+    (self, **kwargs: object) -> MultiModalEmbeddings
+vllm.model_executor.models.interns1.InternS1ForConditionalGeneration.pixel_shuffle
+    (self, x, scale_factor=0.5)
+vllm.model_executor.models.interns1.InternS1MultiModalProcessor._apply_hf_processor_main
+    (self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature
+vllm.model_executor.models.interns1.InternS1MultiModalProcessor._get_mm_fields_config
+    (self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str,
+    MultiModalFieldConfig]
+vllm.model_executor.models.interns1.InternS1MultiModalProcessor._get_prompt_updates
+    (self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs:
+    MultiModalKwargsItems) -> Sequence[PromptUpdate]
+vllm.model_executor.models.internvl.InternVLChatModel.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='') -> None
+vllm.model_executor.models.internvl.InternVLChatModel.embed_multimodal
+    (self, **kwargs: object) -> MultiModalEmbeddings
+vllm.model_executor.models.internvl.InternVLChatModel.pixel_shuffle
+    (self, x, scale_factor=0.5)
+vllm.model_executor.models.internvl.InternVLMultiModalProcessor._get_mm_fields_config
+    (self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str,
+    MultiModalFieldConfig]
+vllm.model_executor.models.internvl.InternVLMultiModalProcessor._get_prompt_updates
+    (self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs:
+    MultiModalKwargsItems) -> Sequence[PromptUpdate]
+vllm.model_executor.models.llama.LlamaAttention.forward
+    (self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor
+vllm.model_executor.models.llama.LlamaModel.forward
+    (self, input_ids: torch.Tensor | None, positions: torch.Tensor, intermediate_tensors: IntermediateTensors |
+    None, inputs_embeds: torch.Tensor | None=None, **extra_layer_kwargs) -> torch.Tensor | IntermediateTensors |
+    tuple[torch.Tensor, list[torch.Tensor]]
+vllm.model_executor.models.llava.LlavaForConditionalGeneration.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='') -> None
+vllm.model_executor.models.llava.LlavaForConditionalGeneration.embed_multimodal
+    (self, **kwargs: object) -> MultiModalEmbeddings
+vllm.model_executor.models.llava_next.LlavaNextForConditionalGeneration.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='') -> None
+vllm.model_executor.models.llava_next.LlavaNextForConditionalGeneration._parse_and_validate_image_input
+    (self, **kwargs: object) -> LlavaNextImageInputs | None
+vllm.model_executor.models.llava_next.LlavaNextForConditionalGeneration.embed_multimodal
+    (self, **kwargs: object) -> MultiModalEmbeddings
+vllm.model_executor.models.llava_next.LlavaNextMultiModalProcessor._get_mm_fields_config
+    (self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str,
+    MultiModalFieldConfig]
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLForConditionalGeneration.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='')
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLForConditionalGeneration.embed_multimodal
+    (self, **kwargs: object) -> MultiModalEmbeddings
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLForConditionalGeneration.forward
+    (self, input_ids: torch.Tensor | None, positions: torch.Tensor, intermediate_tensors: IntermediateTensors |
+    None=None, inputs_embeds: torch.Tensor | None=None, **kwargs: object) -> torch.Tensor | IntermediateTensors
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions
+    (self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]) -> tuple[torch.Tensor, int]
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLMultiModalProcessor._get_mm_fields_config
+    (self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str,
+    MultiModalFieldConfig]
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLMultiModalProcessor._get_prompt_updates
+    (self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs:
+    MultiModalKwargsItems) -> Sequence[PromptUpdate]
+vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionTransformer.prepare_encoder_metadata
+    (self, grid_thw: Sequence[Sequence[int]], *, max_batch_size: int | None=None, max_frames_per_batch: int |
+    None=None, max_window_seqs_per_batch: int | None=None, max_seqlen_override: int | None=None,
+    max_seqlen_window_override: int | None=None, device: torch.device | None=None) -> dict[str, torch.Tensor]
+vllm.model_executor.models.qwen2_vl.Qwen2VLForConditionalGeneration.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='')
+vllm.model_executor.models.qwen2_vl.Qwen2VLForConditionalGeneration.embed_multimodal
+    (self, **kwargs: object) -> MultiModalEmbeddings
+vllm.model_executor.models.qwen2_vl.Qwen2VLForConditionalGeneration.forward
+    (self, input_ids: torch.Tensor | None, positions: torch.Tensor, intermediate_tensors: IntermediateTensors |
+    None=None, inputs_embeds: torch.Tensor | None=None, **kwargs: object) -> torch.Tensor | IntermediateTensors
+vllm.model_executor.models.qwen2_vl.Qwen2VLForConditionalGeneration.get_mrope_input_positions
+    (self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]) -> tuple[torch.Tensor, int]
+vllm.model_executor.models.qwen2_vl.Qwen2VLMultiModalProcessor._get_mm_fields_config
+    (self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str,
+    MultiModalFieldConfig]
+vllm.model_executor.models.qwen2_vl.Qwen2VLMultiModalProcessor._get_prompt_updates
+    (self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs:
+    MultiModalKwargsItems) -> Sequence[PromptUpdate]
+vllm.model_executor.models.qwen2_vl.Qwen2VLProcessingInfo.get_mm_max_tokens_per_item
+    (self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]
+vllm.model_executor.models.qwen3_vl.Qwen3LLMModel.forward
+    (self, input_ids: torch.Tensor | None, positions: torch.Tensor, intermediate_tensors: IntermediateTensors |
+    None=None, inputs_embeds: torch.Tensor | None=None, deepstack_input_embeds: IntermediateTensors | None=None) ->
+    torch.Tensor | IntermediateTensors
+vllm.model_executor.models.qwen3_vl.Qwen3VLForConditionalGeneration.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='model')
+vllm.model_executor.models.qwen3_vl.Qwen3VLForConditionalGeneration.embed_input_ids
+    (self, input_ids: torch.Tensor, multimodal_embeddings: MultiModalEmbeddings | None=None, *, is_multimodal:
+    torch.Tensor | None=None) -> torch.Tensor
+vllm.model_executor.models.qwen3_vl.Qwen3VLForConditionalGeneration.embed_multimodal
+    (self, **kwargs: object) -> MultiModalEmbeddings | None
+vllm.model_executor.models.qwen3_vl.Qwen3VLForConditionalGeneration.forward
+    (self, input_ids: torch.Tensor | None, positions: torch.Tensor, intermediate_tensors: IntermediateTensors |
+    None=None, inputs_embeds: torch.Tensor | None=None, **kwargs: object) -> torch.Tensor | IntermediateTensors
+vllm.model_executor.models.qwen3_vl.Qwen3VLForConditionalGeneration.get_mrope_input_positions
+    (self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]) -> tuple[torch.Tensor, int]
+vllm.model_executor.models.qwen3_vl.Qwen3VLMultiModalProcessor._apply_hf_processor_main
+    (self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature
+vllm.model_executor.models.qwen3_vl.Qwen3VLMultiModalProcessor._get_mm_fields_config
+    (self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str,
+    MultiModalFieldConfig]
+vllm.model_executor.models.qwen3_vl.Qwen3VLMultiModalProcessor._get_prompt_updates
+    (self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs:
+    MultiModalKwargsItems) -> Sequence[PromptUpdate]
+vllm.model_executor.models.qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration.__init__
+    (self, *, vllm_config: VllmConfig, prefix: str='')
+vllm.model_executor.models.siglip.SiglipVisionModel.forward
+    (self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool=False, select_layers: list[int] | None=None,
+    feature_select_strategy: VisionFeatureSelectStrategy | None=None) -> torch.Tensor
+vllm.multimodal.inputs.MultiModalKwargsItems.from_hf_inputs
+    (hf_inputs: 'BatchFeature', config_by_key: Mapping[str, MultiModalFieldConfig])
+vllm.multimodal.processing.processor.BaseMultiModalProcessor._apply_hf_processor_main
+    (self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature
+vllm.multimodal.processing.processor.PromptUpdate.resolve
+    (self, item_idx: int) -> 'ResolvedPromptUpdate'
 # Batch runner.
 vllm.entrypoints.launchers.run_batch.BatchRequestInput.check_type_for_url
     (cls, value: Any, info: ValidationInfo)

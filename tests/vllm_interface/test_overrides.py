@@ -242,7 +242,18 @@ def our_classes() -> list[type]:
     for name in ("gpu_model_runner.GPUModelRunner", "cpu_model_runner.CPUModelRunner"):
         hooks, runner = resolve("duet_server.engine.runner_v1.PlansMixin"), resolve(f"vllm.v1.worker.{name}")
         classes.append(type("Runner", (hooks, runner), {}))
-    return classes
+    return [*classes, *served_classes()]
+
+
+def served_classes() -> Iterator[type]:
+    """What is put in front of vLLM's classes for every architecture: model, processor and processing info."""
+    mixins = [resolve(f"duet_server.engine.processor.{name}") for name in ("DuetProcessor", "DuetProcessingInfo")]
+    for architecture in resolve("duet_server.engine.backbones.table.BACKBONES"):
+        yield resolve(f"duet_server.engine.served.{architecture}")
+        factories = resolve("duet_server.engine.served._vllm_class")(architecture)._processor_factory
+        for mixin, factory in zip(mixins, (factories.processor, factories.info), strict=True):
+            if isinstance(factory, type):
+                yield type("Served", (mixin, factory), {})
 
 
 def our_file(member: Any) -> Path | None:
