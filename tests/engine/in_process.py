@@ -28,12 +28,12 @@ class Ask:
     images: Sequence[Image.Image] = ()
     stage1: tuple[float, float, int] | None = None
     keep: Sequence[float] | None = None
-    held: Sequence[Any] | None = None  # instead of keep: rows of each pool, segment after segment
     guide: str = "all"
     salient: Sequence[int] = ()
     max_tokens: int = 12
     trace_id: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    held: Sequence[Any] | None = None  # instead of keep: rows of each pool, segment after segment
 
 
 class InProcessEngine:

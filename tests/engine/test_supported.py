@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,16 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from duet_server.engine import supported
 from duet_server.engine.scheduler import DuetScheduler
 from duet_server.engine.worker_cpu import DuetCPUWorker
+from tests import golden_qwen
+from tests.checkpoints.qwen_vl import write_qwen_vl
 from tests.golden_cases import checkpoint_path
 
 on_cpu = pytest.mark.skipif(not current_platform.is_cpu(), reason="the classes and defaults are those of a CPU")
 pytestmark = on_cpu
 
 
-def create_config(**engine_args: Any) -> Any:
-    return EngineArgs(str(checkpoint_path("llava_gqa")), **engine_args).create_engine_config()
+def create_config(checkpoint: Path | None = None, **engine_args: Any) -> Any:
+    return EngineArgs(str(checkpoint or checkpoint_path("llava_gqa")), **engine_args).create_engine_config()
 
 
 class OwnScheduler(DuetScheduler):
@@ -104,6 +107,33 @@ REFUSED = [
 def test_the_start_refuses(engine_args, sentence):
     with pytest.raises(ValueError, match=f"{re.escape(sentence)}.* VLLM_PLUGINS=''"):
         create_config(**engine_args)
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "sentence"),
+    [
+        ({"mm_encoder_tp_mode": "data"}, "--mm-encoder-tp-mode is 'data', expected 'weights'."),
+        ({"limit_mm_per_prompt": {"video": 2}}, "--limit-mm-per-prompt is {'video': 2}, expected no videos:"),
+        ({"additional_config": {"duet": {"boundaries": [0, 4]}}}, "boundaries is [0, 4], expected ascending"),
+    ],
+    ids=str,
+)
+def test_the_start_refuses_of_qwen(engine_args, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        create_config(golden_qwen.CHECKPOINT, **engine_args)
+
+
+def test_videos_are_refused_by_default():
+    assert create_config(golden_qwen.CHECKPOINT).model_config.multimodal_config.get_limit_per_prompt("video") == 0
+
+
+def test_no_boundary_before_the_last_deepstack_level(tmp_path):
+    checkpoint = write_qwen_vl(tmp_path, "qwen3_vl")
+    assert create_config(checkpoint).additional_config["duet"]["boundaries"] == [4, 6]
+    with pytest.raises(
+        ValueError, match=re.escape("boundaries is [2, 6], expected ascending decoder layer indices from 3")
+    ):
+        create_config(checkpoint, additional_config={"duet": {"boundaries": [2, 6]}})
 
 
 def test_every_wrong_option_is_named():

@@ -106,6 +106,16 @@ def test_the_server_says_what_it_serves(server):
     assert about["presets"]["aggressive"]["reduction"] == 0.8893
 
 
+@pytest.mark.parametrize("compression", ["off", "balanced"])
+def test_a_video_is_refused(server, compression):
+    frame = picture_and_text(golden_qwen_cases()[0].picture_path, "")[0]["image_url"]["url"].partition(",")[2]
+    video = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frame},{frame}"}}
+    request = chat([video, {"type": "text", "text": "What is it?"}], compression=compression)
+    answer = server.client.post("/v1/chat/completions", json=request)
+    assert answer.status_code == 400
+    assert "video" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("compression", "message"),
     [

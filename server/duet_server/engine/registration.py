@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vllm.config.multimodal import VideoDummyOptions
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
@@ -18,7 +19,7 @@ from duet_server.engine.vllm_internals import (
     envs,
     init_logger,
 )
-from duet_server.plan import DecoderShape, ModelShape, check_boundaries, default_boundaries
+from duet_server.plan import DecoderShape, ModelShape, SettingsError, check_boundaries, default_boundaries
 
 if TYPE_CHECKING:
     from duet_server.engine.backbones.backbone import Backbone
@@ -73,6 +74,8 @@ class DuetConfig(VerifyAndUpdateConfig):
         if parallel.worker_cls == "auto":
             parallel.worker_cls = WORKERS[current_platform.device_type]
         _send_every_picture(model.multimodal_config)
+        if duet["served"] and "video" not in backbone.modalities:
+            _refuse_videos(model.multimodal_config)
         # CUDA graphs for decode steps only: a prefill that drops changes its number of rows between layers.
         compilation = vllm_config.compilation_config
         if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
@@ -142,6 +145,16 @@ def _choose_attention_backend(vllm_config: VllmConfig) -> None:
             vllm_config.attention_config.backend = backend
             return
     raise ValueError(f"No attention backend that DUET works with can run this model here. {' '.join(reasons)}")
+
+
+def _refuse_videos(multimodal_config: Any) -> None:
+    """Let vLLM refuse requests with videos, which have no plan yet."""
+    limits = multimodal_config.limit_per_prompt
+    if "video" in limits and limits["video"].count > 0:
+        raise SettingsError(
+            "--limit-mm-per-prompt", {"video": limits["video"].count}, "no videos: they are not compressed"
+        )
+    limits["video"] = VideoDummyOptions(count=0)
 
 
 def _send_every_picture(multimodal_config: Any) -> None:
