@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -113,6 +113,41 @@ class GoldenCase:
     def logits(self) -> np.ndarray:
         """`[12, 261]`, one row per token of `tokens`."""
         return self.arrays["logits"]
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenFields:
+    """One case of another family, with the fields of its folder's `cases.json`. Arrays are read on first use."""
+
+    folder: ClassVar[Path]
+    fields: dict[str, Any]
+
+    @classmethod
+    def all(cls) -> list[Self]:
+        """The folder's cases, in the file's order."""
+        return [cls(fields) for fields in json.loads((cls.folder / "cases.json").read_text())]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def name(self) -> str:
+        return self.fields["name"]
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.fields["tokens"]
+
+    @property
+    def stage1(self) -> tuple[int, int, int] | None:
+        """(D, C, W) of every unit; None if stage 1 is off."""
+        counts = self.fields["dominant"], self.fields["contextual"], self.fields["cluster_width"]
+        return None if counts[0] is None else counts
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        with np.load(self.folder / f"{self.name}.npz") as arrays:
+            return dict(arrays)
 
 
 def checkpoint_path(model: str) -> Path:

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from tests.golden_cases import GOLDEN_DIR, GoldenFields
 
-FOLDER = Path(__file__).parent / "golden" / "qwen2_5_vl"
+FOLDER = GOLDEN_DIR / "qwen2_5_vl"
 CHECKPOINT = FOLDER / "checkpoint"
 BOUNDARIES = (4, 6)  # serve every case: the cases with one boundary have one of these
 IMAGE_TOKEN_ID = 6
 
 
-@dataclass(frozen=True, eq=False)
-class GoldenQwenCase:
-    """One case, with the fields of `cases.json`. Arrays are read from its `.npz` on first use."""
-
-    fields: dict[str, Any]
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def name(self) -> str:
-        return self.fields["name"]
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.fields["tokens"]
+class GoldenQwenCase(GoldenFields):
+    folder = FOLDER
 
     @property
     def picture_path(self) -> Path:
@@ -40,12 +23,6 @@ class GoldenQwenCase:
     @property
     def has_stage1(self) -> bool:
         return self.fields["dominant"] is not None
-
-    @property
-    def stage1(self) -> tuple[int, int, int] | None:
-        """(D, C, W); None if stage 1 is off."""
-        fields = self.fields
-        return (fields["dominant"], fields["contextual"], fields["cluster_width"]) if self.has_stage1 else None
 
     @property
     def keep(self) -> list[float]:
@@ -72,12 +49,3 @@ class GoldenQwenCase:
     def kept_rows(self) -> list[list[int]]:
         """Per boundary that drops, rows of the sequence that enters it."""
         return self.fields.get("kept_rows_per_stage", [])
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        with np.load(FOLDER / f"{self.name}.npz") as arrays:
-            return dict(arrays)
-
-
-def golden_qwen_cases() -> list[GoldenQwenCase]:
-    return [GoldenQwenCase(fields) for fields in json.loads((FOLDER / "cases.json").read_text())]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from duet_server.engine import text_stage
 from tests.engine.in_process import Ask, InProcessEngine, in_process_engine
-from tests.golden_next import BOUNDARIES, CHECKPOINT, GoldenNextCase, golden_next_cases
+from tests.golden_next import BOUNDARIES, CHECKPOINT, GoldenNextCase
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def ask_of(case: GoldenNextCase) -> Ask:
 
 
 def test_each_case_alone(engine, monkeypatch):
-    for case in golden_next_cases():
+    for case in GoldenNextCase.all():
         kept_rows, entered = [], []
         survive, first = text_stage.surviving_rows, engine.model.decoder.segments[0]
 
@@ -65,5 +65,5 @@ def check_rows(case: GoldenNextCase, hidden: torch.Tensor) -> None:
 def test_all_cases_in_one_batch(engine):
     text = Ask([1, *range(40, 70)])
     alone = engine.tokens(text)[0]
-    cases = golden_next_cases()
+    cases = GoldenNextCase.all()
     assert engine.tokens(text, *map(ask_of, cases)) == [alone, *(case.tokens for case in cases)]

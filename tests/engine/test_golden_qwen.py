@@ -12,7 +12,7 @@ from PIL import Image
 from duet_server.engine import model as model_module
 from duet_server.engine import text_stage
 from tests.engine.in_process import Ask, InProcessEngine, in_process_engine
-from tests.golden_qwen import BOUNDARIES, CHECKPOINT, GoldenQwenCase, golden_qwen_cases
+from tests.golden_qwen import BOUNDARIES, CHECKPOINT, GoldenQwenCase
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ class Recorder:
 
 
 def test_each_case_alone(engine, monkeypatch):
-    for case in golden_qwen_cases():
+    for case in GoldenQwenCase.all():
         with monkeypatch.context() as patch:
             seen = Recorder(patch, engine)
             engine.llm.reset_mm_cache()
@@ -87,13 +87,13 @@ def check_stages(case: GoldenQwenCase, seen: Recorder) -> None:
 def test_all_cases_in_one_batch(engine):
     text = Ask([1, *range(40, 70)])
     alone = engine.tokens(text)[0]
-    cases = golden_qwen_cases()
+    cases = GoldenQwenCase.all()
     assert engine.tokens(text, *map(ask_of, cases)) == [alone, *(case.tokens for case in cases)]
 
 
 def test_a_short_step_gives_the_same_tokens(engine, monkeypatch):
     """Chunked prefill of prompts from which stage 2 drops nothing: a picture's places are added in every chunk."""
-    cases = [case for case in golden_qwen_cases() if not case.kept_rows]
+    cases = [case for case in GoldenQwenCase.all() if not case.kept_rows]
     monkeypatch.setattr(engine.scheduler, "max_num_scheduled_tokens", 40)
     asks = [replace(ask_of(case), sampling={}) for case in cases]
     assert engine.tokens(*asks) == [case.tokens for case in cases]

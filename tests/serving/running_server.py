@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,25 @@ def picture_and_text(picture: Path, text: str) -> list[dict[str, Any]]:
 
 def token_ids(answer: dict[str, Any]) -> list[int]:
     return answer["choices"][0]["token_ids"]
+
+
+def check_all_at_once(
+    server: RunningServer,
+    ask: Callable[[RunningServer, Any], dict[str, Any]],
+    cases: Sequence[Any],
+    same: Any,
+    plain: Any,
+) -> None:
+    """Ask all golden cases at once, twice, with a text among them, and ``plain``: the case ``same``, uncompressed."""
+    text = "What is the capital of France?"
+    expected_plain, expected_text = token_ids(server.ask(plain)), token_ids(server.ask(text))
+    assert expected_plain != same.tokens
+    with ThreadPoolExecutor(32) as pool:
+        for _ in range(2):
+            served = [pool.submit(ask, server, case) for case in cases]
+            others = [pool.submit(server.ask, plain), pool.submit(server.ask, text, compression="aggressive")]
+            assert [token_ids(answer.result()) for answer in served] == [case.tokens for case in cases]
+            assert [token_ids(answer.result()) for answer in others] == [expected_plain, expected_text]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,9 +9,14 @@ import torch
 
 from tests.golden_cases import MODEL_NAMES, GoldenCase, checkpoint_path, golden_cases
 from tests.oracle.modeling import DuetLlava
-from tests.serving.running_server import RunningServer, chat, duet_server, picture_and_text, token_ids
-
-TEXT = "What is the capital of France?"
+from tests.serving.running_server import (
+    RunningServer,
+    chat,
+    check_all_at_once,
+    duet_server,
+    picture_and_text,
+    token_ids,
+)
 
 
 @pytest.fixture(scope="module", params=MODEL_NAMES)
@@ -63,14 +67,7 @@ def test_previews_show_the_authors_selection(server, model):
 def test_all_cases_at_once_with_others_among_them(server, model):
     cases = golden_cases(model)
     plain = picture_and_text(cases[0].picture_path, cases[0].question)
-    expected_plain, expected_text = token_ids(server.ask(plain)), token_ids(server.ask(TEXT))
-    assert expected_plain != cases[0].tokens
-    with ThreadPoolExecutor(32) as pool:
-        for _ in range(2):
-            served = [pool.submit(ask, server, case) for case in cases]
-            others = [pool.submit(server.ask, plain), pool.submit(server.ask, TEXT, compression="aggressive")]
-            assert [token_ids(answer.result()) for answer in served] == [case.tokens for case in cases]
-            assert [token_ids(answer.result()) for answer in others] == [expected_plain, expected_text]
+    check_all_at_once(server, ask, cases, cases[0], plain)
 
 
 def test_pictures_over_several_turns(server, model):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.golden_qwen import CHECKPOINT, GoldenQwenCase, golden_qwen_cases
-from tests.serving.running_server import RunningServer, chat, duet_server, picture_and_text, token_ids
-
-TEXT = "What is the capital of France?"
+from tests.golden_qwen import CHECKPOINT, GoldenQwenCase
+from tests.serving.running_server import (
+    RunningServer,
+    chat,
+    check_all_at_once,
+    duet_server,
+    picture_and_text,
+    token_ids,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def ask(server: RunningServer, case: GoldenQwenCase) -> dict[str, Any]:
 
 
 def test_each_case_alone(server):
-    for case in golden_qwen_cases():
+    for case in GoldenQwenCase.all():
         answer = ask(server, case)
         assert token_ids(answer) == case.tokens, case
         assert answer["usage"]["prompt_tokens"] == case.fields["prefill_len"]
@@ -39,7 +43,7 @@ def test_each_case_alone(server):
 
 
 def test_previews_show_the_authors_selection(server):
-    for case in golden_qwen_cases():
+    for case in GoldenQwenCase.all():
         preview = server.client.post("/v1/compression/preview", json=body(case)).json()
         (picture,) = preview["patches"]
         _, rows, columns = case.fields["image_grid_thw"]
@@ -64,22 +68,15 @@ def test_previews_show_the_authors_selection(server):
 
 
 def test_all_cases_at_once_with_others_among_them(server):
-    cases = golden_qwen_cases()
+    cases = GoldenQwenCase.all()
     plain = picture_and_text(cases[1].picture_path, cases[1].fields["question"])
-    expected_plain, expected_text = token_ids(server.ask(plain)), token_ids(server.ask(TEXT))
-    assert expected_plain != cases[1].tokens
-    with ThreadPoolExecutor(32) as pool:
-        for _ in range(2):
-            served = [pool.submit(ask, server, case) for case in cases]
-            others = [pool.submit(server.ask, plain), pool.submit(server.ask, TEXT, compression="aggressive")]
-            assert [token_ids(answer.result()) for answer in served] == [case.tokens for case in cases]
-            assert [token_ids(answer.result()) for answer in others] == [expected_plain, expected_text]
+    check_all_at_once(server, ask, cases, cases[1], plain)
 
 
 @pytest.mark.parametrize("compression", ["light", "aggressive", {"reduction": 0.7}, {"visual_tokens": 20}], ids=str)
 def test_the_plan_is_what_happens(server, compression):
     """Two pictures of different sizes: the plan before, the usage after, and the wish."""
-    first, second = golden_qwen_cases()[1:3]
+    first, second = GoldenQwenCase.all()[1:3]
     parts = [
         *picture_and_text(first.picture_path, "And this?")[:1],
         *picture_and_text(second.picture_path, first.fields["question"]),
@@ -108,7 +105,7 @@ def test_the_server_says_what_it_serves(server):
 
 @pytest.mark.parametrize("compression", ["off", "balanced"])
 def test_a_video_is_refused(server, compression):
-    frame = picture_and_text(golden_qwen_cases()[0].picture_path, "")[0]["image_url"]["url"].partition(",")[2]
+    frame = picture_and_text(GoldenQwenCase.all()[0].picture_path, "")[0]["image_url"]["url"].partition(",")[2]
     video = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frame},{frame}"}}
     request = chat([video, {"type": "text", "text": "What is it?"}], compression=compression)
     answer = server.client.post("/v1/chat/completions", json=request)
@@ -130,7 +127,7 @@ def test_a_video_is_refused(server, compression):
     ids=str,
 )
 def test_what_no_image_can_have_is_refused(server, compression, message):
-    case = golden_qwen_cases()[1]
+    case = GoldenQwenCase.all()[1]
     request = body(case) | {"compression": compression}
     answer = server.client.post("/v1/chat/completions", json=request)
     assert answer.status_code == 400

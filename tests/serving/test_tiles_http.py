@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.checkpoints.internvl import write_internvl
-from tests.golden_next import BOUNDARIES, CHECKPOINT, GoldenNextCase, golden_next_cases
+from tests.golden_next import BOUNDARIES, CHECKPOINT, GoldenNextCase
 from tests.serving.running_server import RunningServer, chat, duet_server, picture_and_text, token_ids
 
 
@@ -40,7 +40,7 @@ def ask(server: RunningServer, case: GoldenNextCase) -> dict:
 
 
 def test_llava_next_gives_the_authors_tokens_alone_and_together(next_server):
-    cases = golden_next_cases()
+    cases = GoldenNextCase.all()
     for case in cases:
         answer = ask(next_server, case)
         assert token_ids(answer) == case.tokens, case
@@ -54,7 +54,7 @@ def test_llava_next_gives_the_authors_tokens_alone_and_together(next_server):
 
 
 def test_a_preview_shows_every_tile_by_the_authors_selection(next_server):
-    for case in golden_next_cases():
+    for case in GoldenNextCase.all():
         answer = next_server.client.post(
             "/v1/compression/preview", json=chat(parts(case), compression=case.compression)
         )
