@@ -16,7 +16,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from duet_kernels import dispatch, keep_highest
-from duet_server.engine import text_stage
+from duet_server.engine import ranks, text_stage
 from duet_server.engine.attention import segment_metadata
 from duet_server.engine.backbones.decoder import Decoder
 from duet_server.engine.current_step import CurrentStep
@@ -252,7 +252,7 @@ def check_step(requests: list[Request], num_segments: int) -> None:
                 states = layer.tokens[[idx for idx, _ in before], [token for _, token in before]]
                 places = torch.arange(len(states))
                 state = text_stage.DecoderState(positions[: len(states)], states * 0.25, states * 0.75, places)
-                with mock.patch.object(text_stage, "get_tensor_model_parallel_world_size", return_value=1):
+                with mock.patch.object(ranks, "get_tensor_model_parallel_world_size", return_value=1):
                     kept, _ = text_stage.surviving_rows(boundary, layer, Decoder(), state)
                 assert isinstance(layer.self_attn.attn, SimpleNamespace), "the kernel is back"
                 assert [before[row] for row in kept.tolist()] == rows

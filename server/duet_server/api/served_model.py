@@ -153,8 +153,7 @@ def model_shape(vllm_config: Any) -> ModelShape | None:
 
     The engine's plugin leaves it in the configuration, with ``served`` if the model takes images.
     """
-    duet = vllm_config.additional_config.get("duet", {})
-    return ModelShape.from_dict(duet["shape"]) if duet.get("served") else None
+    return ModelShape.from_dict(vllm_config.additional_config["duet"]["shape"]) if is_served(vllm_config) else None
 
 
 def is_served(vllm_config: Any) -> bool:

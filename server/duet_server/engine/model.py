@@ -13,7 +13,7 @@ from duet_server.engine.stage_seconds import stage_clock
 from duet_server.engine.tap import Tap
 from duet_server.engine.text_stage import segment_decoder
 from duet_server.engine.vllm_internals import VllmConfig
-from duet_server.plan import Unit
+from duet_server.plan import Unit, any_cut
 from duet_server.plan.wire import LENGTH_KEY, TRACE_KEY, UNITS_KEY
 from duet_server.stage_metrics import STAGE1_SECONDS
 
@@ -60,16 +60,16 @@ class DuetModel:
 
     def embed_multimodal(self: Any, **inputs: Any) -> Any:
         """The rows of each item: vLLM's own, or those that stage 1 keeps."""
-        _, fields = pop_field(inputs, UNITS_KEY, self.backbone.modalities)
-        _, traced = pop_field(inputs, TRACE_KEY, self.backbone.modalities)
+        fields = pop_field(inputs, UNITS_KEY, self.backbone.modalities)
+        traced = pop_field(inputs, TRACE_KEY, self.backbone.modalities)
         pop_field(inputs, LENGTH_KEY, self.backbone.modalities)
         items = [[Unit(*row) for row in field.tolist()] for field in ([] if fields is None else fields)]
         if items and not self.is_warm:
             self.sample = self.backbone.select(inputs, items, 0, 1), items[0]
-        if not any(map(_is_cut, items)):
+        if not any(map(any_cut, items)):
             return super().embed_multimodal(**inputs)  # type: ignore[misc]
         rows: list[torch.Tensor] = []
-        for is_cut, run in groupby(range(len(items)), lambda idx: _is_cut(items[idx])):
+        for is_cut, run in groupby(range(len(items)), lambda idx: any_cut(items[idx])):
             start, *more = run
             end = start + 1 + len(more)
             chosen = self.backbone.select(inputs, items, start, end)
@@ -120,10 +120,6 @@ def batches(items: Sequence[Sequence[Unit]], max_tokens: int) -> Iterator[tuple[
         total += num_tokens
     if items:
         yield start, len(items)
-
-
-def _is_cut(item: Sequence[Unit]) -> bool:
-    return any(unit.is_cut for unit in item)
 
 
 def _smallest_cut(unit: Unit) -> Unit:

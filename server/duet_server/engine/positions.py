@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from duet_server.engine.cut import CutUnit
-from duet_server.engine.item_fields import units_of
 from duet_server.engine.vllm_internals import PlaceholderRange
-from duet_server.plan import Unit
+from duet_server.plan import Unit, any_cut
+from duet_server.plan.wire import units_of
 
 AXES = 3
 
@@ -87,8 +87,7 @@ class KeptPositions:
 
 def _expand(full: list[int], rows: list[int], tokens: Sequence[int], units: Sequence[Unit], embed_id: int) -> None:
     """Append an item's uncompressed tokens to ``full``, and to ``rows`` the place in ``full`` of each of its tokens."""
-    is_cut = any(unit.is_cut for unit in units)
-    if not is_cut:
+    if not any_cut(units):
         rows.extend(range(len(full), len(full) + len(tokens)))
         full += tokens
         return

@@ -12,8 +12,8 @@ from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
-from duet_server.engine.item_fields import units_of, without
-from duet_server.plan import Unit, cut_units
+from duet_server.engine.item_fields import without
+from duet_server.plan import Unit, any_cut, cut_units
 from duet_server.plan.wire import (
     LENGTH_KEY,
     RULE_KEY,
@@ -22,6 +22,7 @@ from duet_server.plan.wire import (
     TracedPicture,
     decode_rule,
     field_key,
+    units_of,
 )
 
 FIELDS = (UNITS_KEY, LENGTH_KEY, TRACE_KEY)
@@ -91,7 +92,7 @@ class DuetProcessor:
         def replacement(item_idx: int) -> PromptUpdateDetails:
             details = update.resolve(item_idx).content
             units = units_of(out_mm_kwargs[update.modality][item_idx], update.modality)
-            return shrink(details, units) if any(unit.is_cut for unit in units) else details
+            return shrink(details, units) if any_cut(units) else details
 
         return replace(update, replacement=replacement)
 

@@ -5,11 +5,11 @@ from typing import Any
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from duet_server.engine.item_fields import units_of
 from duet_server.engine.kv_cache import SegmentManager, check_groups
 from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
 from duet_server.plan import SettingsError
+from duet_server.plan.wire import units_of
 
 logger = init_logger(f"vllm.{__name__}")
 

@@ -6,11 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from duet_kernels import received_score
-from duet_server.engine.vllm_internals import (
-    get_tensor_model_parallel_world_size,
-    tensor_model_parallel_all_gather,
-)
+from duet_kernels import cls_score, received_score
+from duet_server.engine.ranks import mean_over_ranks
+from duet_server.engine.vllm_internals import get_tensor_model_parallel_world_size
 
 
 class Tap(nn.Module):
@@ -55,6 +53,20 @@ class Tap(nn.Module):
         return query, key
 
 
+def class_attention(tap: Tap) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stage 1's score and metric for a tower with a class token, which comes first.
+
+    The score is the attention that the class token pays to a patch, summed over the heads of all ranks. The metric is
+    the mean of the keys over heads.
+
+    Returns:
+        score ``[images, patches]`` and metric ``[images, 1 + patches, head_dim]``, both float32.
+    """
+    query, key = tap.take()
+    score = mean_over_ranks(cls_score(query[:, 0], key, tap.attention.scale))
+    return score * get_tensor_model_parallel_world_size(), mean_over_ranks(key.float().sum(dim=2) / key.shape[2])
+
+
 def received_attention(tap: Tap, units: Sequence[int], patches_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Stage 1's score and metric for a tower without a class token, by token.
 
@@ -71,13 +83,5 @@ def received_attention(tap: Tap, units: Sequence[int], patches_per_token: int) -
     """
     query, key = (seen.flatten(0, 1) for seen in tap.take())
     score = received_score(query, key, [size * patches_per_token for size in units], tap.attention.scale)
-    keys = key.float().mean(dim=1)
-    if get_tensor_model_parallel_world_size() > 1:
-        score, keys = mean_over_ranks(score), mean_over_ranks(keys)
+    score, keys = mean_over_ranks(score), mean_over_ranks(key.float().mean(dim=1))
     return score.view(-1, patches_per_token).mean(dim=1), keys.unflatten(0, (-1, patches_per_token)).mean(dim=1)
-
-
-def mean_over_ranks(per_rank: torch.Tensor) -> torch.Tensor:
-    """The mean of what tensor-parallel ranks computed for their own heads; bit-identical on every rank."""
-    num_ranks = get_tensor_model_parallel_world_size()
-    return tensor_model_parallel_all_gather(per_rank, dim=0).unflatten(0, (num_ranks, -1)).mean(dim=0)

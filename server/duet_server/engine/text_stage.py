@@ -13,16 +13,15 @@ from duet_kernels import gather_rows, guided_score, keep_highest
 from duet_server.engine.attention import SegmentAttention
 from duet_server.engine.backbones.decoder import Decoder
 from duet_server.engine.current_step import CurrentStep
+from duet_server.engine.ranks import mean_over_ranks
 from duet_server.engine.stage_seconds import stage_clock
 from duet_server.engine.step_layout import StepBoundary, StepLayout
 from duet_server.engine.trace import Traces
 from duet_server.engine.vllm_internals import (
     VllmConfig,
     get_forward_context,
-    get_tensor_model_parallel_world_size,
     set_model_tag,
     support_torch_compile,
-    tensor_model_parallel_all_gather,
 )
 from duet_server.plan import guiding_rows, make_layout, make_plan
 from duet_server.stage_metrics import STAGE2_SECONDS
@@ -230,11 +229,7 @@ def surviving_rows(
     hidden, residual, places = gather_rows(boundary.key_rows, state.hidden, state.residual, state.places)
     positions = state.positions.index_select(-1, boundary.key_rows)
     query, key, scale = intercept(layer, family, positions, hidden, residual)
-    score = guided_score(query[boundary.ranked.guiding_keys], key, boundary.ranked, scale)
-    num_ranks = get_tensor_model_parallel_world_size()
-    if num_ranks > 1:
-        # Gather, then add in rank order: every rank gets the same bits, and so keeps the same tokens.
-        score = tensor_model_parallel_all_gather(score, dim=0).view(num_ranks, -1).mean(dim=0)
+    score = mean_over_ranks(guided_score(query[boundary.ranked.guiding_keys], key, boundary.ranked, scale))
     if boundary.structure is not None:
         score.masked_fill_(torch.isin(places, boundary.structure), torch.inf)
     keep_highest(score, boundary.ranked, boundary.rows)

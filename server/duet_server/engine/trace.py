@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -43,15 +44,14 @@ class Traces:
         units = [unit for item in items for unit in item]
         _, scores, metrics = split_units(encoded, units, has_cls=has_cls)
         noted = iter(
-            _noted_unit(unit, score, metric, has_cls) | {"in_place": in_place} if unit.is_cut else None
+            _noted_unit(unit, score, metric, has_cls) if unit.is_cut else None
             for unit, score, metric in zip(units, scores, metrics, strict=True)
         )
-        for picture, item in zip((TracedPicture(*row) for row in traced.tolist()), items, strict=True):
-            self._of(picture.trace_id)["images"][picture.image_idx] = [next(noted) for _ in item]
-        for traced_item, columns in zip(traced.tolist(), tile_columns or (), strict=bool(tile_columns)):
-            picture = TracedPicture(*traced_item)
-            for unit in self._of(picture.trace_id)["images"][picture.image_idx]:
-                unit["tile_columns"] = columns
+        columns: Sequence[int | None] = tile_columns or [None] * len(items)
+        for row, item, num_columns in zip(traced.tolist(), items, columns, strict=True):
+            picture, about = TracedPicture(*row), {"in_place": in_place, "tile_columns": num_columns}
+            of_item = [unit and unit | about for unit in islice(noted, len(item))]
+            self._of(picture.trace_id)["images"][picture.image_idx] = of_item
 
     def add_boundary(
         self, layout: StepLayout, segment_idx: int, places: torch.Tensor, score: torch.Tensor | None
@@ -76,7 +76,7 @@ class Traces:
         Returns:
             A dict with two entries. ``images`` maps an image's number in the prompt to its units: None if a unit stayed
             whole, otherwise its ``dominant`` tokens, the tokens behind each ``contextual`` one (the anchor first), the
-            ``scores`` of all its tokens, whether its rows are ``in_place``, and the ``tile_columns``, if any.
+            ``scores`` of all its tokens, whether its rows are ``in_place``, and the item's ``tile_columns``.
             ``segments`` maps the number of a segment behind a drop to the prompt ``rows`` that it holds, and the
             ``scores`` of the ranked pools: for each the pool's first row in the segment before, and one score per row.
         """

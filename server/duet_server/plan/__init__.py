@@ -18,7 +18,7 @@ from duet_server.plan.resolve import DEFAULT_MAX_REDUCTION, CompressionField, ch
 from duet_server.plan.segments import RequestPlan, SegmentPlan, lay_out, make_plan, num_kept, text_rows
 from duet_server.plan.settings import Budget, CompressionSettings, off_settings
 from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape, check_boundaries, default_boundaries
-from duet_server.plan.units import Stage1Rule, Unit, cut_units
+from duet_server.plan.units import Stage1Rule, Unit, any_cut, cut_units
 from duet_server.plan.usage import compression_usage
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "VisionShape",
     "VisualItem",
     "VisualRows",
+    "any_cut",
     "check_boundaries",
     "check_ends_on_text",
     "check_item",

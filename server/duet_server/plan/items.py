@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from duet_server.plan.budget import settings_for_item
-from duet_server.plan.layout import Span, VisualRows, make_layout
+from duet_server.plan.layout import VisualRows, make_layout
 from duet_server.plan.segments import RequestPlan, lay_out, num_kept
 from duet_server.plan.settings import CompressionSettings
 from duet_server.plan.shape import ModelShape
-from duet_server.plan.units import Unit
+from duet_server.plan.units import Unit, any_cut
 
 
 class VisualItem(NamedTuple):
@@ -32,7 +32,7 @@ class VisualItem(NamedTuple):
     @property
     def is_cut(self) -> bool:
         """Whether stage 1 chooses any of its tokens."""
-        return any(unit.is_cut for unit in self.units)
+        return any_cut(self.units)
 
     @property
     def num_entering(self) -> int:
@@ -67,16 +67,13 @@ def plan_prompt(
         for item in items:
             if item.span[0] in pool:
                 entering[item.keep(settings, shape)] += item.num_entering
-        _check_rows(pool, layout.num_structure(pool), entering.total())
+        num_structure, num_entering = layout.num_structure(pool), entering.total()
+        assert len(pool) == num_structure + num_entering, f"{pool=} {num_structure=} {num_entering=}"
         shares = [(1.0, *keep) for keep in entering]
         counts = [
             sum(num_kept(length, keep[idx]) for keep, length in zip(shares, entering.values(), strict=True))
             for idx in range(len(shape.boundaries) + 1)
         ]
-        held.append([count + layout.num_structure(pool) for count in counts])
+        held.append([count + num_structure for count in counts])
     by_segment = [[counts[idx] for counts in held] for idx in range(len(shape.boundaries) + 1)]
     return lay_out(layout, by_segment, ())
-
-
-def _check_rows(pool: Span, num_structure: int, num_entering: int) -> None:
-    assert len(pool) == num_structure + num_entering, f"{pool=} {num_structure=} {num_entering=}"

@@ -218,9 +218,8 @@ def _apply_modifiers(
 
 def _check_limit(settings: CompressionSettings, asked: CompressionField, shape: ModelShape, limit: float) -> None:
     """Raise if the settings remove more than the server allows. Counts for images of any size are not checked here."""
-    has_counts = settings.dominant is not None and settings.dominant >= 1
     num_patches = shape.vision.num_patches
-    if num_patches is None and has_counts:
+    if num_patches is None and settings.has_counts:
         return
     shape = shape if num_patches else shape.at(REFERENCE_NUM_PATCHES)
     _check_average(settings.layer_average(shape), shape.num_patches, asked, limit)
@@ -241,8 +240,7 @@ def check_item(
     Raises:
         SettingsError: if so.
     """
-    has_counts = settings.dominant is not None and settings.dominant >= 1
-    if shape.vision.num_patches is None and (has_counts or (settings.budget and not settings.budget.is_share)):
+    if shape.vision.num_patches is None and (settings.has_counts or (settings.budget and not settings.budget.is_share)):
         _check_average(layer_average(counts[1:], shape.segment_layers), counts[0], asked, limit)
 
 

@@ -60,6 +60,11 @@ class CompressionSettings:
         return self.dominant is not None or self.budget is not None
 
     @property
+    def has_counts(self) -> bool:
+        """Whether stage 1 keeps a number of rows, not a share of an image's tokens."""
+        return self.dominant is not None and self.dominant >= 1
+
+    @property
     def drops(self) -> bool:
         """Whether stage 2 may drop anything."""
         return any(share < 1 for share in self.keep)

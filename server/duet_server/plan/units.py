@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -43,6 +43,11 @@ class Unit(NamedTuple):
     def num_entering(self) -> int:
         """Visual tokens that enter the language model."""
         return self.dominant + self.contextual if self.is_cut else self.num_tokens
+
+
+def any_cut(units: Iterable[Unit]) -> bool:
+    """Whether stage 1 chooses the tokens of any of these units."""
+    return any(unit.is_cut for unit in units)
 
 
 TOTAL = -1

@@ -25,7 +25,7 @@ from duet_server.plan.layout import (
 from duet_server.plan.segments import RequestPlan, lay_out
 from duet_server.plan.settings import CompressionSettings
 from duet_server.plan.shape import ModelShape
-from duet_server.plan.units import TOTAL, Stage1Rule
+from duet_server.plan.units import TOTAL, Stage1Rule, Unit
 
 RULE_KEY = "duet_stage1"  # in mm_processor_kwargs: Stage1Rule
 UNITS_KEY = "duet_units"  # a field of every image: [units, 5], each row a Unit
@@ -49,6 +49,12 @@ class TracedPicture(NamedTuple):
 def field_key(key: str, modality: str) -> str:
     """The name of a field of every item of a modality. vLLM lets a field belong to one modality only."""
     return f"{key}_{modality}"
+
+
+def units_of(item: Any, modality: str) -> list[Unit]:
+    """The units of one item, from vLLM's ``MultiModalKwargsItem``; empty if it has no pixels to encode."""
+    key = field_key(UNITS_KEY, modality)
+    return [] if item is None or key not in item else [Unit(*row) for row in item[key].data.tolist()]
 
 
 def encode_processor_kwargs(

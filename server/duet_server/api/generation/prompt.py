@@ -13,7 +13,6 @@ from duet_server.plan import (
     ModelShape,
     RequestPlan,
     SettingsError,
-    Unit,
     VisualItem,
     VisualRows,
     check_ends_on_text,
@@ -21,7 +20,7 @@ from duet_server.plan import (
     compression_usage,
     plan_prompt,
 )
-from duet_server.plan.wire import LENGTH_KEY, UNITS_KEY, field_key
+from duet_server.plan.wire import LENGTH_KEY, field_key, units_of
 
 _TEXT_PARTS = ("text", "input_text")
 
@@ -149,11 +148,9 @@ def items_of(engine_input: Mapping[str, Any], modality: str) -> list[Any]:
 
 def _visual_item(modality: str, span: tuple[int, int], item: Any) -> VisualItem:
     """An image of the prompt, from the fields that the engine's processor adds; embeddings have none."""
-    key = field_key(UNITS_KEY, modality)
-    if item is None or key not in item:
-        return VisualItem(modality, span, span[1] - span[0], ())
-    units = tuple(Unit(*row) for row in item[key].data.tolist())
-    return VisualItem(modality, span, int(item[field_key(LENGTH_KEY, modality)].data), units)
+    units = units_of(item, modality)
+    length = int(item[field_key(LENGTH_KEY, modality)].data) if units else span[1] - span[0]
+    return VisualItem(modality, span, length, tuple(units))
 
 
 def list_contents(messages: Sequence[Any]) -> None:

@@ -19,7 +19,7 @@ from duet_server.api.generation.serving_chat import DuetServingChat
 from duet_server.api.inspection.overlay import draw_overlay
 from duet_server.api.inspection.patches import NOTHING, Picture, Trace, describe_patches, pictures_of
 from duet_server.api.inspection.plan_body import plan_body
-from duet_server.plan import ModelShape
+from duet_server.plan import ModelShape, any_cut
 from duet_server.plan.errors import Words
 from duet_server.plan.wire import MAX_TRACE_ID
 
@@ -69,7 +69,7 @@ async def preview_chat(
         trace = await _run(handler.engine_client, engine_input, request_id, request.vllm_xargs, trace_id)
     prompt = RenderedPrompt.from_engine_input(engine_input)
     pictures = pictures_of(engine_input, prompt.items) if prompt.items else []
-    is_cut = {picture.image_idx for picture in pictures if any(unit.is_cut for unit in picture.units)}
+    is_cut = {picture.image_idx for picture in pictures if any_cut(picture.units)}
     # The request was aborted, or the engine dropped its trace in favor of later ones.
     if is_cut - trace["images"].keys() or (compressed.drops and not trace["segments"]):
         raise RetryableRequestError("The engine dropped this preview. Try again.")

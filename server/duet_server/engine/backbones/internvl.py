@@ -5,11 +5,9 @@ from typing import Any
 
 import torch
 
-from duet_kernels import cls_score
 from duet_server.engine.backbones.backbone import Backbone, flat_range
 from duet_server.engine.backbones.decoder import Decoder
-from duet_server.engine.tap import Tap, mean_over_ranks
-from duet_server.engine.vllm_internals import get_tensor_model_parallel_world_size
+from duet_server.engine.tap import Tap, class_attention
 from duet_server.plan import Unit, VisionShape
 from duet_server.plan.units import Grid
 
@@ -27,10 +25,11 @@ class InternVL(Backbone):
     pixels = "pixel_values"
 
     def variant(self, hf_config: Any) -> "InternVL":
-        architectures = hf_config.get_text_config().architectures or ()
-        if "InternLM2ForCausalLM" in architectures:
-            self.decoder = INTERNLM2
-        return self
+        if "InternLM2ForCausalLM" not in (hf_config.get_text_config().architectures or ()):
+            return self
+        backbone = type(self)()
+        backbone.decoder = INTERNLM2
+        return backbone
 
     def vision_shape(self, hf_config: Any) -> VisionShape:
         vision, patches_per_token = hf_config.vision_config, round(hf_config.downsample_ratio**-2)
@@ -64,11 +63,8 @@ class InternVL(Backbone):
     def score(
         self, model: Any, tap: Tap, inputs: dict[str, Any], units: Sequence[Unit]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = tap.take()
-        score, metric = cls_score(query[:, 0], key, tap.attention.scale), key[:, 1:].float().mean(dim=2)
-        if get_tensor_model_parallel_world_size() > 1:
-            score, metric = mean_over_ranks(score), mean_over_ranks(metric)
-        return _by_token(model, score[..., None]).flatten(), _by_token(model, metric).flatten(0, 1)
+        score, metric = class_attention(tap)
+        return _by_token(model, score[..., None]).flatten(), _by_token(model, metric[:, 1:]).flatten(0, 1)
 
 
 class InternVLChat(InternVL):

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from duet_kernels import cls_score
 from duet_server.engine.backbones.backbone import Backbone
 from duet_server.engine.cut import CutUnit
-from duet_server.engine.tap import Tap, mean_over_ranks, received_attention
-from duet_server.engine.vllm_internals import VllmConfig, get_tensor_model_parallel_world_size
+from duet_server.engine.tap import Tap, class_attention
+from duet_server.engine.vllm_internals import VllmConfig
 from duet_server.plan import Unit, VisionShape
 from duet_server.plan.llava import vision_shape
 from duet_server.plan.units import Grid
@@ -60,11 +59,7 @@ class Llava(Backbone):
     def score(
         self, model: Any, tap: Tap, inputs: dict[str, Any], units: Sequence[Unit]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = tap.take()
-        score, metric = cls_score(query[:, 0], key, tap.attention.scale), key.float().sum(dim=2) / key.shape[2]
-        num_ranks = get_tensor_model_parallel_world_size()
-        if num_ranks > 1:
-            score, metric = mean_over_ranks(score) * num_ranks, mean_over_ranks(metric)
+        score, metric = class_attention(tap)
         return score.flatten(), metric.flatten(0, 1)
 
     def finish(
@@ -84,8 +79,4 @@ class LlavaSiglip(Llava):
     has_cls = False
     in_place = True
     is_proven = False
-
-    def score(
-        self, model: Any, tap: Tap, inputs: dict[str, Any], units: Sequence[Unit]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return received_attention(tap, [unit.num_tokens for unit in units], patches_per_token=1)
+    score = Backbone.score
