@@ -25,9 +25,10 @@ def select_and_merge(
         score: ``[images, patches]`` float32; the highest are kept, ties go to the lower patch.
         metric: ``[images, 1 + patches, metric_dim]``, or without CLS as ``hidden``; compared by cosine similarity when
             members join anchors.
-        settings: per image ``(dominant, contextual, cluster_width)``; ``dominant`` counts CLS and is at least 1, and
-            both counts together are at most the image's rows. Width 0 means no limit: all patches that are not dominant
-            are candidates, and anchors are spread over them in patch order (VisionZip), not in score order.
+        settings: per image ``(dominant, contextual, cluster_width)``; ``dominant`` counts CLS, if there is
+            one, and is at least 1; both counts together are at most the image's rows. Width 0 means no limit: all
+            patches that are not dominant are candidates, and anchors are spread over them in patch order (VisionZip),
+            not in score order.
         has_cls: whether the first row of an image is CLS, which always stays.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Calls of every operation at LLaVA-1.5-7B's sizes, and the minimum that each must read, write and compute."""
+"""Calls of every operation, and the minimum that each must read, write and compute.
+
+The sizes are LLaVA-1.5-7B's, and for towers without a class token Qwen3-VL-8B's.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ from duet_kernels import (
     guided_score,
     keep_highest,
     place_rows,
+    received_score,
     select_and_merge,
     to_device_at_once,
 )
 
 NUM_PATCHES, TOWER_HEADS, TOWER_HEAD_DIM = 576, 16, 64
 TOWER_DIM = TOWER_HEADS * TOWER_HEAD_DIM
+QWEN_HEADS, QWEN_HEAD_DIM = 16, 72
 HEADS, HEAD_DIM = 32, 128
 HIDDEN_DIM = HEADS * HEAD_DIM
 NUM_TEXT = 64  # text rows; they all follow the picture, and they all guide
@@ -63,6 +68,7 @@ def cases() -> list[Case]:
     return [
         *(cls_score_case(images, bf16) for images in (1, 8, 32)),
         *(cls_score_case(8, dtype) for dtype in (fp16, fp32)),
+        received_case([4096], bf16),
         *(merge_case([AGGRESSIVE] * images, bf16) for images in (1, 8, 32)),
         merge_case([BALANCED] * 8, fp16),
         merge_case([LIGHT] * 8, fp32),
@@ -95,6 +101,24 @@ def cls_score_case(images: int, dtype: torch.dtype) -> Case:
         num_bytes=images * ((num_keys + 1) * TOWER_DIM * dtype.itemsize + NUM_PATCHES * 4),
         num_flops=2 * images * num_keys * TOWER_DIM,
         flop_dtype=dtype,
+    )
+
+
+def received_case(lengths: Sequence[int], dtype: torch.dtype) -> Case:
+    """Units of a tower without a class token, by their numbers of patches. The kernels compute the product twice."""
+    num_rows = sum(lengths)
+
+    def build(device: torch.device) -> Callable[[], object]:
+        query, key = torch.randn(2, num_rows, QWEN_HEADS, QWEN_HEAD_DIM, dtype=dtype, device=device)
+        return lambda: received_score(query, key, lengths, QWEN_HEAD_DIM**-0.5)
+
+    return Case(
+        f"received_score {_short(dtype)} units of {'+'.join(map(str, lengths))}",
+        build,
+        num_bytes=2 * num_rows * QWEN_HEADS * QWEN_HEAD_DIM * dtype.itemsize + num_rows * 4,
+        num_flops=2 * sum(length**2 for length in lengths) * QWEN_HEADS * QWEN_HEAD_DIM,
+        flop_dtype=dtype,
+        in_graph=False,
     )
 
 

@@ -37,10 +37,12 @@ from benchmarks.kernels.cases import (
     keep_case,
     merge_case,
     prefill_case,
+    received_case,
 )
 
 # Sizes that change from step to step; a change must not compile anything.
 REQUESTS, VISUAL, GUIDING = (1, 2, 9, 16), (1, 16, 102, 103, 576), (1, 63, 65)
+UNITS = ((4096,), (1,), (63,), (257, 4096), (1024,) * 9)
 STAGE1 = (LIGHT, BALANCED, VISIONZIP, (1, 1, 1), (73, 0, 4), (73, 30, 4), (80, 16, 4))
 
 ARCHS = (90, 80)  # Hopper and Ampere
@@ -161,6 +163,7 @@ def size_changes() -> list[list[Case]]:
     sizes = [(8, 307), *((count, 307) for count in REQUESTS), *((8, count) for count in VISUAL)]
     return [
         [cls_score_case(count, bf16) for count in (8, *REQUESTS)],
+        [received_case(lengths, bf16) for lengths in UNITS],
         [merge_case(settings, bf16) for settings in merged],
         [*(guided_case(*size, bf16) for size in sizes), *guiding],
         [keep_case(*size) for size in sizes],

@@ -1,10 +1,13 @@
-"""A tiny InternVL checkpoint in Hugging Face's format."""
+"""Tiny InternVL checkpoints: in Hugging Face's format and in the original one."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     GotOcr2ImageProcessor,
     InternVLConfig,
@@ -16,7 +19,17 @@ from transformers import (
 from tests.checkpoints.common import byte_tokenizer, save
 from tests.checkpoints.llava import DECODERS, TEXT
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<pad>",
+    "<IMG_CONTEXT>",
+    "<img>",
+    "</img>",
+    "<video>",
+    "<image>",
+)
 IMAGE_TOKEN_ID = SPECIAL.index("<IMG_CONTEXT>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -25,6 +38,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CHAT_IMAGE_TOKEN_ID = SPECIAL.index("<image>")  # what stands for a picture in a prompt of the original format
 PATCH, SIDE = 14, 8  # pixels of a patch, patches of a tile's side
 
 
@@ -69,3 +83,104 @@ def write_internvl(directory: Path, decoder: str, *, use_qk_norm: bool) -> Path:
         chat_template=CHAT_TEMPLATE,
     )
     return save(directory, InternVLForConditionalGeneration(config), processor)
+
+
+# The original format needs code of its own: a configuration, which checkpoints bring along.
+CHAT_CONFIGURATION = """
+from transformers import AutoConfig, PretrainedConfig
+
+
+class VisionConfig(PretrainedConfig):
+    model_type = "intern_vit_6b"
+
+
+class InternVLChatConfig(PretrainedConfig):
+    model_type = "internvl_chat"
+    has_no_defaults_at_init = True
+
+    def __init__(self, vision_config=None, llm_config=None, **kwargs):
+        super().__init__(**kwargs)
+        self.vision_config = VisionConfig(**(vision_config or {}))
+        llm = dict(llm_config or {"model_type": "qwen2"})
+        self.llm_config = AutoConfig.for_model(llm.pop("model_type"), **llm)
+"""
+HF_FOLDER = "in_hugging_faces_format"
+
+
+def write_internvl_chat(directory: Path, decoder: str) -> Path:
+    """Write a checkpoint in the original format; one with the same weights in Hugging Face's lies in ``HF_FOLDER``."""
+    source = directory / HF_FOLDER
+    source.mkdir()
+    write_internvl(source, decoder, use_qk_norm=True)
+    theirs = json.loads((source / "config.json").read_text())
+    vision = theirs["vision_config"]
+    config = {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
+        "vision_config": {
+            **{
+                key: vision[key]
+                for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+            },
+            "image_size": SIDE * PATCH,
+            "patch_size": PATCH,
+            "qkv_bias": True,
+            "qk_normalization": True,
+            "norm_type": "layer_norm",
+            "layer_norm_eps": vision["layer_norm_eps"],
+            "hidden_act": "gelu",
+            "initializer_factor": 1.0,
+        },
+        "llm_config": theirs["text_config"],
+        "force_image_size": SIDE * PATCH,
+        "downsample_ratio": 0.5,
+        "select_layer": -1,
+        "ps_version": "v2",
+        "dynamic_image_size": True,
+        "use_thumbnail": False,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 4,
+        "torch_dtype": "float32",
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "configuration_internvl_chat.py").write_text(CHAT_CONFIGURATION)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (directory / name).write_text((source / name).read_text())
+    weights = _as_chat(load_file(source / "model.safetensors"))
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+_CHAT_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.multi_modal_projector.layer_norm.": "mlp1.0.",
+    "model.multi_modal_projector.linear_1.": "mlp1.1.",
+    "model.multi_modal_projector.linear_2.": "mlp1.3.",
+    "model.vision_tower.": "vision_model.",
+    "encoder.layer.": "encoder.layers.",
+    "attention.projection_layer.": "attn.proj.",
+    "attention.q_norm.": "attn.q_norm.",
+    "attention.k_norm.": "attn.k_norm.",
+    "layernorm_before.": "norm1.",
+    "layernorm_after.": "norm2.",
+    "lambda_1": "ls1",
+    "lambda_2": "ls2",
+    "embeddings.cls_token": "embeddings.class_embedding",
+    "embeddings.position_embeddings": "embeddings.position_embedding",
+    "embeddings.patch_embeddings.projection.": "embeddings.patch_embedding.",
+}
+
+
+def _as_chat(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights under their original names, with queries, keys and values of the tower in one matrix."""
+    renamed = {}
+    for name, weight in weights.items():
+        for theirs, ours in _CHAT_NAMES.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = weight
+    for name in [name for name in renamed if ".attention.q_proj." in name]:
+        parts = [renamed.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        renamed[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
+    return renamed

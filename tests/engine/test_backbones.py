@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.checkpoints import internvl, llava, qwen_vl
 from tests.engine.in_process import Ask, InProcessEngine, in_process_engine, text_ids
-from tests.oracle.families import InternVLOracle, LlavaOracle, Qwen25Oracle, QwenOracle
+from tests.oracle.families import InternVLChatOracle, InternVLOracle, LlavaOracle, Qwen25Oracle, QwenOracle
 from tests.oracle.general import Generated, Oracle
 
 BOUNDARIES = (4, 6)
@@ -65,6 +65,18 @@ def internvl_with(decoder: str, *, use_qk_norm: bool) -> Family:
     )
 
 
+def internvl_chat() -> Family:
+    side = internvl.SIDE * internvl.PATCH
+    return Family(
+        lambda path: internvl.write_internvl_chat(path, "qwen2"),
+        InternVLChatOracle,
+        (),
+        internvl.CHAT_IMAGE_TOKEN_ID,
+        (),
+        ((side, side), (2 * side, side), (side, 3 * side), (2 * side, 2 * side)),
+    )
+
+
 FAMILIES = {
     "qwen2_vl": qwen("qwen2_vl"),
     "qwen2_5_vl": qwen("qwen2_5_vl", Qwen25Oracle),
@@ -75,6 +87,7 @@ FAMILIES = {
     "llava siglip qwen3": llava_with("siglip", "qwen3"),
     "internvl qwen2": internvl_with("qwen2", use_qk_norm=True),
     "internvl qwen3": internvl_with("qwen3", use_qk_norm=False),
+    "internvl chat": internvl_chat(),
 }
 
 
@@ -125,6 +138,7 @@ def served(request, tmp_path_factory) -> Served:
     duet = {"boundaries": list(BOUNDARIES)}
     limits = {"image": 4} | ({"video": 0} if not request.param.startswith("llava") else {})
     engine_args = {"limit_mm_per_prompt": limits, "additional_config": {"duet": duet}, "block_size": 32}
+    engine_args |= {"trust_remote_code": True} if request.param == "internvl chat" else {}
     with in_process_engine(checkpoint, **engine_args) as engine:
         yield Served(family, engine, family.oracle(checkpoint))
 
@@ -222,3 +236,20 @@ def test_caches_small_steps_and_preemptions_change_nothing(served, monkeypatch):
         list(output.outputs[0].token_ids) for _, output in sorted(finished.items(), key=lambda o: int(o[0]))
     ]
     assert served_tokens == undisturbed
+
+
+def test_a_request_beyond_the_decoders_positions_ends_alone(served, monkeypatch):
+    """Without the API, which refuses it earlier. One token is left of a picture."""
+    engine = served.engine
+    about = engine.core.vllm_config.additional_config["duet"]["served"]
+    if about["max_positions"] is None:
+        pytest.skip("positions close up")
+    ask = served.ask(500, 1, stage1=(1, 0, 4))
+    bystander = served.ask(501, 1)
+    expected = engine.tokens(ask, bystander)
+    assert expected[0], "there are enough positions"
+    monkeypatch.setitem(about, "max_positions", engine.core.vllm_config.model_config.max_model_len)
+    ids = [engine.add(ask), engine.add(bystander)]
+    finished = engine.run()
+    assert finished[ids[0]].outputs[0].finish_reason == "error"
+    assert list(finished[ids[1]].outputs[0].token_ids) == expected[1]

@@ -22,13 +22,14 @@ def implemented(request: pytest.FixtureRequest, poisoned: None) -> Iterator[str]
         yield request.param
 
 
-def naive_selection(
-    score: list[float], metric: torch.Tensor, dominant: int, contextual: int, width: int
-) -> tuple[list[int], list[tuple[int, list[int]]]]:
-    """Patches of one image: the dominant ones in ascending order, and each anchor with its members."""
+Selection = tuple[list[int], list[tuple[int, list[int]]]]  # dominant patches ascending; each anchor with its members
+
+
+def naive_selection(score: list[float], metric: torch.Tensor, dominant: int, contextual: int, width: int) -> Selection:
+    """The selection of one image, whose `metric` and count of dominant tokens are without CLS."""
     num_patches = len(score)
     by_score = sorted(range(num_patches), key=lambda patch: (-score[patch], patch))
-    chosen = sorted(by_score[: dominant - 1])
+    chosen = sorted(by_score[:dominant])
     rest = [patch for patch in range(num_patches) if patch not in chosen]
     if width == UNLIMITED:
         pool = rest
@@ -38,7 +39,7 @@ def naive_selection(
     step = max(1, len(pool) // max(1, contextual))
     anchors = pool[::step][:contextual]
     members: dict[int, list[int]] = {anchor: [] for anchor in anchors}
-    unit = [row / max(row.norm().item(), 1e-12) for row in metric[1:].double()]
+    unit = [row / max(row.norm().item(), 1e-12) for row in metric.double()]
     for patch in pool:
         if anchors and patch not in anchors:
             dots = [float(unit[patch] @ unit[anchor]) for anchor in anchors]
@@ -46,17 +47,17 @@ def naive_selection(
     return chosen, list(members.items())
 
 
-def naive_tokens(hidden: torch.Tensor, selection: tuple[list[int], list[tuple[int, list[int]]]]) -> torch.Tensor:
-    """`[dominant + contextual, dim]` of one image, in its dtype."""
+def naive_tokens(patches: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """`[dominant + contextual, dim]` of one image without CLS, in its dtype."""
     dominant, clusters = selection
-    rows = hidden.float()
-    tokens = [rows[0], *(rows[1 + patch] for patch in dominant)]
+    rows = patches.float()
+    tokens = rows[dominant]
     for anchor, members in clusters:
-        token = rows[1 + anchor]
+        token = rows[anchor]
         if members:
-            token = token + sum(rows[1 + member] for member in members) / len(members)
-        tokens.append(token)
-    return torch.stack(tokens).to(hidden.dtype)
+            token = token + sum(rows[member] for member in members) / len(members)
+        tokens = torch.cat([tokens, token[None]])
+    return tokens.to(patches.dtype)
 
 
 def one_hot(images: int, patches: int) -> torch.Tensor:
@@ -77,47 +78,46 @@ def check(
     settings: list[tuple[int, int, int]],
     **close: float,
 ) -> None:
-    on_device = (tensor.to(device) for tensor in (hidden, score, metric))
-    tokens, by_score, places = (tensor.cpu() for tensor in select_and_merge(*on_device, settings))
-
-    assert tokens.dtype == hidden.dtype
-    assert by_score.dtype == torch.int64
-    chosen = [naive_selection(s, m, *counts) for s, m, counts in zip(score.tolist(), metric, settings, strict=True)]
-    expected = [naive_tokens(rows, selection) for rows, selection in zip(hidden, chosen, strict=True)]
-    torch.testing.assert_close(tokens, torch.cat(expected), **(close or {"rtol": 0, "atol": 1e-6}))
-    assert clusters(score.to(device), metric.to(device), settings) == [
-        (dominant, [[anchor, *sorted(members)] for anchor, members in merged]) for dominant, merged in chosen
-    ]
-    stands_at = [[-1, *dominant, *(anchor for anchor, _ in merged)] for dominant, merged in chosen]
-    assert places.tolist() == [place for image in stands_at for place in image]
-    check_without_cls(*(tensor.to(device) for tensor in (hidden, score, metric)), settings, tokens, places)
-    for ranked, scores in zip(by_score.tolist(), score.tolist(), strict=True):
-        assert ranked == sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
+    """The images, and again without their class tokens those that keep anything then."""
+    check_call(device, hidden, score, metric, settings, has_cls=True, **close)
+    fit = [idx for idx, (dominant, _, _) in enumerate(settings) if dominant > 1]
+    without = [(settings[idx][0] - 1, *settings[idx][1:]) for idx in fit]
+    check_call(device, hidden[fit][:, 1:], score[fit], metric[fit][:, 1:], without, has_cls=False, **close)
 
 
-def check_without_cls(
+def check_call(
+    device: torch.device,
     hidden: torch.Tensor,
     score: torch.Tensor,
     metric: torch.Tensor,
     settings: list[tuple[int, int, int]],
-    tokens: torch.Tensor,
-    places: torch.Tensor,
+    has_cls: bool,
+    **close: float,
 ) -> None:
-    """The same images without their class tokens give the same rows without those of CLS, to the bit."""
-    kept = [idx for idx, (dominant, _, _) in enumerate(settings) if dominant > 1]
-    without = [(settings[idx][0] - 1, *settings[idx][1:]) for idx in kept]
-    found = select_and_merge(hidden[kept, 1:], score[kept], metric[kept, 1:], without, has_cls=False)
-    rows = [sum(sum(counts[:2]) for counts in settings[:idx]) for idx in kept]  # each image's first row, of CLS
+    hidden, score, metric = (tensor.to(device) for tensor in (hidden, score, metric))
+    tokens, by_score, places = select_and_merge(hidden, score, metric, settings, has_cls=has_cls)
+
+    assert tokens.dtype == hidden.dtype
+    assert by_score.dtype == places.dtype == torch.int64
+    assert places.device == hidden.device
+    num_cls = int(has_cls)
+    chosen = [
+        naive_selection(scores, rows[num_cls:], dominant - num_cls, contextual, width)
+        for scores, rows, (dominant, contextual, width) in zip(score.tolist(), metric.cpu(), settings, strict=True)
+    ]
     expected = [
-        row
-        for first, counts in zip(rows, without, strict=True)
-        for row in range(first + 1, first + 1 + sum(counts[:2]))
+        torch.cat([rows[:num_cls], naive_tokens(rows[num_cls:], selection)])
+        for rows, selection in zip(hidden.cpu(), chosen, strict=True)
     ]
-    torch.testing.assert_close(found[0].cpu(), tokens[expected], rtol=0, atol=1e-6, equal_nan=True)
-    assert found[2].tolist() == places[expected].tolist()
-    assert clusters(score[kept], metric[kept, 1:], without, has_cls=False) == [
-        clusters(score, metric, settings)[idx] for idx in kept
+    expected = torch.cat([hidden.cpu()[:0, 0], *expected])
+    torch.testing.assert_close(tokens.cpu(), expected, **(close or {"rtol": 0, "atol": 1e-6}))
+    assert clusters(score, metric, settings, has_cls=has_cls) == [
+        (dominant, [[anchor, *sorted(members)] for anchor, members in merged]) for dominant, merged in chosen
     ]
+    stands_at = [[*[-1] * num_cls, *dominant, *(anchor for anchor, _ in merged)] for dominant, merged in chosen]
+    assert places.tolist() == [place for image in stands_at for place in image]
+    for ranked, scores in zip(by_score.tolist(), score.tolist(), strict=True):
+        assert ranked == sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
 
 
 ONE_UNIT = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # in the last place, or more
@@ -293,7 +293,7 @@ def test_a_metric_of_no_length_is_not_stretched(device: torch.device):
     metric = torch.tensor([[0.0, 0.0], [1e-13, 0.0], [1.0, 0.0], [0.5, 0.8], [1.0, 0.0]])[None]
     score = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
 
-    assert naive_selection(score[0].tolist(), metric[0], 1, 2, 2)[1] == [(0, []), (2, [1, 3])]
+    assert naive_selection(score[0].tolist(), metric[0, 1:], 0, 2, 2)[1] == [(0, []), (2, [1, 3])]
     check(device, one_hot(1, 4), score, metric, [(1, 2, 2)])
 
 
@@ -305,6 +305,14 @@ def test_counts_that_do_not_fit_are_refused(settings: tuple[int, int, int]):
         select_and_merge(one_hot(2, 4), score, metric, [(1, 0, 1), settings])
 
 
+@pytest.mark.parametrize("settings", [(0, 1, 4), (1, -1, 4), (2, 3, 4), (5, 0, 4), (1, 1, -1)], ids=str)
+def test_counts_that_do_not_fit_are_refused_without_cls(settings: tuple[int, int, int]):
+    score, metric = random_inputs(2, 4)
+
+    with pytest.raises(AssertionError, match=r"dominant|contextual|width"):
+        select_and_merge(one_hot(2, 4)[:, 1:], score, metric[:, 1:], [(1, 0, 1), settings], has_cls=False)
+
+
 @pytest.mark.parametrize(("images", "patches"), [(0, 4), (2, 0), (0, 0)], ids=str)
 def test_no_images_or_no_patches(device: torch.device, images: int, patches: int):
     score, metric = (tensor.to(device) for tensor in random_inputs(images, patches))
@@ -313,6 +321,16 @@ def test_no_images_or_no_patches(device: torch.device, images: int, patches: int
 
     assert tokens.equal(hidden[:, 0])
     assert by_score.shape == (images, patches)
+
+
+def test_no_images_without_cls(device: torch.device):
+    score, metric = (tensor.to(device) for tensor in random_inputs(0, 4))
+    hidden = torch.randn(0, 4, 3, device=device)
+    tokens, by_score, places = select_and_merge(hidden, score, metric[:, 1:], [], has_cls=False)
+
+    assert tokens.shape == (0, 3)
+    assert by_score.shape == (0, 4)
+    assert places.shape == (0,)
 
 
 def test_the_number_of_rows_needs_no_data():

@@ -6,10 +6,12 @@ import sys
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.checkpoints.internvl import CHAT_IMAGE_TOKEN_ID, HF_FOLDER
 from tests.oracle.general import Encoded, Oracle, received
 
 
@@ -110,9 +112,12 @@ class InternVLOracle(Oracle):
     def around_image(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (self.processor.start_image_token_id,), (self.processor.end_image_token_id,)
 
+    def tiles(self, image: Image.Image) -> Tensor:
+        """Pixels of each tile, and of a small view behind them if there are several, ``[tiles, 3, side, side]``."""
+        return self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+
     def encode(self, image: Image.Image) -> list[Encoded]:
-        model = self.model.model
-        pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+        model, pixels = self.model.model, self.tiles(image)
         attention = model.vision_tower.encoder.layer[-1].attention
         with seen_by(attention.q_norm) as queries, seen_by(attention.k_norm) as keys:
             tiles = model.get_image_features(
@@ -126,6 +131,24 @@ class InternVLOracle(Oracle):
             Encoded(rows, _of_four(tile_score, side), _of_four(tile_metric, side), (side // 2, side // 2))
             for rows, tile_score, tile_metric in zip(tiles, score, metric, strict=True)
         ]
+
+
+class InternVLChatOracle(InternVLOracle):
+    """The original format, by a checkpoint with the same weights in Hugging Face's. Tiles fit exactly, with no view."""
+
+    def __init__(self, checkpoint: Any) -> None:
+        super().__init__(checkpoint / HF_FOLDER)
+
+    @property
+    def image_token_id(self) -> int:
+        return CHAT_IMAGE_TOKEN_ID
+
+    def tiles(self, image: Image.Image) -> Tensor:
+        side = self.model.config.vision_config.image_size[0]
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
+        pixels = ((torch.tensor(np.asarray(image)) / 255 - mean) / std).float()
+        grid = pixels.unflatten(0, (-1, side)).unflatten(2, (-1, side))  # rows of tiles, y, columns of tiles, x, color
+        return grid.permute(0, 2, 4, 1, 3).flatten(0, 1)
 
 
 def _of_four(patches: Tensor, side: int) -> Tensor:

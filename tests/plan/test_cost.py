@@ -98,3 +98,33 @@ def test_a_tower_with_windows_gates_and_a_merger_by_hand():
     merger = 2 * 10 * 24 * 24 + 2 * 10 * 24 * 8  # of all ten tokens, though five enter
     text = flops(replace(TINY, vision=vision), [9, 7], [], 0)
     assert flops(replace(TINY, vision=vision), [9, 7], [8, 2], 5) == tower(32) + tower(8) + merger + text
+
+
+def test_layers_behind_the_tower_run_on_what_enters_unless_they_come_first():
+    """Five of ten tokens enter. The two layers behind the tower run on five or on ten rows."""
+    some = replace(TINY, vision=replace(TINY.vision, projector=((6, 9), (9, 8))))
+    every = replace(some, vision=replace(some.vision, projects_all=True))
+    per_token = 2 * 6 * 9 + 2 * 9 * 8
+    assert flops(every, [9, 7], [8, 2], 5) - flops(some, [9, 7], [8, 2], 5) == (10 - 5) * per_token
+
+
+def test_a_window_as_large_as_the_unit_is_the_whole_unit():
+    vision = replace(TINY.vision, has_cls=False)
+    windows = replace(vision, num_global_layers=0, patches_per_window=4)
+    costs = [flops(replace(TINY, vision=each), [9, 7], [4, 3], 7) for each in (vision, windows)]
+    assert costs[0] == costs[1]
+    halves = replace(windows, patches_per_window=2)  # scores and values of two layers, for 4 and 3 rows
+    saved = 2 * (2 * 2 * 4 * (4 - 2) * 6) + 2 * (2 * 2 * 3 * (3 - 2) * 6)
+    assert costs[0] - flops(replace(TINY, vision=halves), [9, 7], [4, 3], 7) == saved
+
+
+def test_a_gated_mlp_has_three_matrices():
+    gated = replace(TINY, vision=replace(TINY.vision, is_gated=True))
+    assert flops(gated, [9, 7], [4], 3) - flops(TINY, [9, 7], [4], 3) == 2 * (2 * 5 * 6 * 7)
+
+
+def test_units_do_not_attend_to_each_other():
+    """Each tile of LLaVA-NeXT, with a class token of its own, costs what an image of LLaVA-1.5 costs."""
+    one = flops(LLAVA_7B, [136, 85, 34], [576], 0) - flops(LLAVA_7B, [136, 85, 34], [], 0)
+    five = flops(LLAVA_7B, [136, 85, 34], [576] * 5, 0) - flops(LLAVA_7B, [136, 85, 34], [], 0)
+    assert five == 5 * one

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_server.plan import PromptLayout, SettingsError, Span, check_ends_on_text, guiding_rows, make_layout
+from duet_server.plan import (
+    PromptLayout,
+    SettingsError,
+    Span,
+    VisualRows,
+    check_ends_on_text,
+    guiding_rows,
+    make_layout,
+)
 
 TWO_POOLS = make_layout(20, [(2, 6), (10, 14)])
 ENDS_VISUAL = make_layout(10, [(2, 4), (7, 10)])
@@ -19,6 +30,21 @@ def layouts(draw):
         spans += [(end, end + length)] if is_visual else []
         end += length
     return make_layout(end, draw(st.permutations(spans)))
+
+
+@st.composite
+def structured_layouts(draw):
+    """The same, with structure inside the images. An image begins and ends with a visual token."""
+    plain = draw(layouts())
+    inner = [row for pool in plain.pools for row in range(pool.start + 1, pool.end - 1)]
+    structure = draw(st.sets(st.sampled_from(inner))) if inner else ()
+    return make_layout(plain.num_tokens, [(pool.start, pool.end) for pool in plain.pools], structure)
+
+
+def placeholder(offset, mask):
+    """vLLM's ``PlaceholderRange``; an int is the length of one without a mask."""
+    is_embed = None if isinstance(mask, int) else torch.tensor(mask) > 0
+    return SimpleNamespace(offset=offset, length=mask if is_embed is None else len(mask), is_embed=is_embed)
 
 
 def test_span_is_half_open():
@@ -150,3 +176,75 @@ def test_a_prompt_that_ends_on_an_image_cannot_drop_tokens():
     check_ends_on_text(make_layout(10, [(4, 9)]))
     with pytest.raises(SettingsError, match=r"messages is .* expected text after the last image"):
         check_ends_on_text(make_layout(10, [(4, 10)]))
+
+
+def test_structure_lies_in_pools_and_counts_as_text():
+    layout = make_layout(20, [(10, 14), (2, 6)], [12, 3, 4])
+    assert layout == PromptLayout(20, (Span(2, 6), Span(10, 14)), (3, 4, 12))
+    assert [layout.num_structure(pool) for pool in layout.pools] == [2, 1]
+    assert (layout.num_visual_tokens, layout.num_text_tokens) == (5, 15)
+
+
+@given(structured_layouts())
+def test_every_row_is_text_structure_or_visual(layout):
+    in_pools = {row for pool in layout.pools for row in range(pool.start, pool.end)}
+    assert layout.num_visual_tokens == len(in_pools - set(layout.structure))
+    assert layout.num_visual_tokens + layout.num_text_tokens == layout.num_tokens
+    assert sum(layout.num_structure(pool) for pool in layout.pools) == len(layout.structure)
+    assert all(
+        layout.num_structure(pool) == sum(row in pool for row in layout.structure) < len(pool) for pool in layout.pools
+    )
+
+
+@given(structured_layouts(), st.sampled_from(["all", "salient", "last"]), st.data())
+def test_structure_never_guides(layout, guide, data):
+    text = [row for row in range(layout.num_tokens) if not layout.is_visual(row)]
+    salient = data.draw(st.lists(st.sampled_from(text))) if text else []
+    rows = guiding_rows(layout, guide, salient)
+    assert not set(rows) & set(layout.structure)
+    assert rows == guiding_rows(
+        make_layout(layout.num_tokens, [(p.start, p.end) for p in layout.pools]), guide, salient
+    )
+    for row in layout.structure[:1]:
+        with pytest.raises(ValueError, match=f"salient row {row} is"):
+            guiding_rows(layout, "salient", [row])
+
+
+@pytest.mark.parametrize(
+    ("mask", "span", "structure"),
+    [
+        (3, (5, 8), []),
+        ([1, 1, 1], (5, 8), []),
+        ([0, 0, 1, 1], (7, 9), []),
+        ([1, 1, 0], (5, 7), []),
+        ([0, 1, 0, 0, 1, 1, 0, 1, 0], (6, 13), [7, 8, 11]),
+        ([0, 1, 0], (6, 7), []),
+    ],
+    ids=["no mask", "all", "leading", "trailing", "inner", "one token"],
+)
+def test_the_rows_of_a_placeholder(mask, span, structure):
+    assert VisualRows.of([placeholder(5, mask)]) == VisualRows([span], structure)
+
+
+def test_the_rows_of_several_placeholders():
+    """The first two lie side by side, but not their visual tokens; the last two do."""
+    placeholders = [placeholder(2, [0, 1, 1, 0]), placeholder(6, [1, 0, 0, 1, 1]), placeholder(11, 3)]
+    visual = VisualRows.of(placeholders)
+    assert visual == VisualRows([(3, 5), (6, 11), (11, 14)], [7, 8])
+    assert make_layout(15, *visual) == PromptLayout(15, (Span(3, 5), Span(6, 14)), (7, 8))
+    assert VisualRows.of([]) == VisualRows([], [])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.booleans(), min_size=1, max_size=12)), max_size=5))
+def test_visual_rows_are_those_of_the_masks(images):
+    placeholders, visual_rows, end = [], set(), 0
+    for gap, mask in images:
+        if any(mask):
+            placeholders.append(placeholder(end + gap, mask))
+            visual_rows |= {end + gap + place for place, is_visual in enumerate(mask) if is_visual}
+            end += gap + len(mask)
+    spans, structure = VisualRows.of(placeholders)
+    assert {row for start, end in spans for row in range(start, end)} - set(structure) == visual_rows
+    assert all(start in visual_rows and end - 1 in visual_rows for start, end in spans)
+    assert len(spans) == len(placeholders)
+    assert make_layout(end + 1, spans, structure).num_visual_tokens == len(visual_rows)

@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_server.plan import CompressionSettings, SettingsError, off_settings, presets, resolve_settings
+from duet_server.plan import (
+    Budget,
+    CompressionSettings,
+    SettingsError,
+    check_item,
+    layer_average,
+    off_settings,
+    presets,
+    resolve_settings,
+)
+from tests.plan.prompts import ANY_SIZE, any_size, variable_shapes, visual_item
 from tests.plan.shapes import LLAVA_7B, llava, shapes
 
 OFF = off_settings(LLAVA_7B)
@@ -281,3 +293,137 @@ def test_whatever_json_is_sent_is_resolved_or_refused(shape, request_):
     counts = outcome.segment_counts(shape.vision.num_patches)
     assert list(counts) == sorted(counts, reverse=True)
     assert counts[0] <= shape.vision.num_patches + 1
+
+
+# From here on, images differ in size.
+
+
+def check_image(request_, grid, limit):
+    """Resolve a request and check its image as the server does, after the image is known."""
+    settings = resolve_settings(request_, ANY_SIZE, max_reduction=limit)
+    image = visual_item(settings, ANY_SIZE, [grid])
+    check_item(settings, request_, ANY_SIZE, (image.num_tokens, *image.segment_counts(settings, ANY_SIZE)), limit)
+    return image
+
+
+def test_a_budget_stays_one_until_the_image_is_known():
+    expected = CompressionSettings(None, 0, 4, (0.5, 0.0), "salient", "custom", Budget(64, is_share=False))
+    assert resolve_settings({"visual_tokens": 64}, ANY_SIZE) == expected
+    reduced = resolve_settings({"reduction": 0.75, "guide": "last", "cluster_width": None}, ANY_SIZE)
+    budget = Budget(0.25, is_share=True)
+    assert reduced == CompressionSettings(None, 0, None, (0.5, 0.0), "last", "custom", budget)
+    assert resolve_settings({"reduction": 0}, ANY_SIZE) == off_settings(ANY_SIZE)
+
+
+def test_counts_and_shares_may_be_mixed():
+    settings = resolve_settings({"dominant": 0.25, "contextual": 30, "cluster_width": 600}, ANY_SIZE)
+    assert settings == CompressionSettings(0.25, 30, 600, (1.0, 1.0), "salient", "custom")
+    assert visual_item(settings, ANY_SIZE, [(24, 24)]).units[0].counts == (144, 30, 600)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "expected"),
+    [
+        ({"dominant": 1.5, "contextual": 0}, "dominant", "a whole number from 1 on, or a share"),
+        ({"dominant": 1.0, "contextual": 0}, "dominant", "a whole number from 1 on, or a share"),
+        ({"dominant": 0, "contextual": 0}, "dominant", "a whole number from 1 on, or a share"),
+        ({"dominant": True, "contextual": 0}, "dominant", "a whole number from 1 on, or a share"),
+        ({"contextual": 0}, "dominant", "a whole number from 1 on, or a share"),
+        ({"dominant": 5}, "contextual", "a whole number from 0 on, or a share"),
+        ({"dominant": 5, "contextual": -1}, "contextual", "a whole number from 0 on, or a share"),
+        ({"dominant": 5, "contextual": 1.5}, "contextual", "a whole number from 0 on, or a share"),
+        ({"dominant": 0.9, "contextual": 0.2}, "contextual", r"at most 0\.1, since dominant is 0\.9"),
+        ({"visual_tokens": 0}, "visual_tokens", "a number above 0"),
+        ({"visual_tokens": float("inf")}, "visual_tokens", "a number above 0"),
+        ({"reduction": 1}, "reduction", r"a number from 0 to 0\.97"),
+        ({"dominant": 5, "contextual": 0, "cluster_width": 65537}, "cluster_width", "a whole number from 1 to 65536"),
+    ],
+    ids=str,
+)
+def test_values_that_no_image_can_have(fields, field, expected):
+    with pytest.raises(SettingsError, match=rf"^compression\.{field} is .*expected {expected}"):
+        resolve_settings(fields, ANY_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"reduction": 0.9}, r"compression\.reduction is 0\.9, expected a number from 0 to 0\.8"),
+        ("aggressive", r"a layer average of at least .* this request keeps 63\.75"),
+        ({"dominant": 0.1, "contextual": 0.05}, "a layer average of at least"),
+    ],
+    ids=repr,
+)
+def test_the_limit_holds_for_shares_before_the_image_is_known(request_, message):
+    with pytest.raises(SettingsError, match=message):
+        resolve_settings(request_, ANY_SIZE, max_reduction=0.8)
+
+
+@pytest.mark.parametrize(
+    ("request_", "smaller", "larger", "kept"),
+    [
+        ({"dominant": 5, "contextual": 0}, (1, 166), (1, 167), "5"),
+        ({"dominant": 4, "contextual": 1}, (1, 166), (1, 167), "5"),
+        ({"dominant": 10, "contextual": 0, "keep": [0.5, 0]}, (1, 208), (1, 209), "6.25"),
+        ({"dominant": 5, "contextual": 0.02}, (20, 20), (40, 40), "37"),
+        ({"dominant": 0.02, "contextual": 18}, (20, 20), (50, 50), "68"),
+        ({"dominant": 0.001, "contextual": 18}, (20, 20), (40, 40), "20"),
+        ({"visual_tokens": 5}, (1, 100), (1, 200), "5"),
+    ],
+    ids=repr,
+)
+def test_the_limit_holds_for_counts_when_the_image_is_known(request_, smaller, larger, kept):
+    check_image(request_, smaller, 0.97)
+    smallest = f"{larger[0] * larger[1] * 0.03:.10g}"
+    with pytest.raises(SettingsError) as raised:
+        check_image(request_, larger, 0.97)
+    assert (raised.value.field, raised.value.value) == ("compression", request_)
+    assert raised.value.expected == (
+        f"a layer average of at least {smallest} visual tokens per image, for a reduction of at most 0.97; "
+        f"this request keeps {kept}"
+    )
+
+
+@given(st.integers(1, 2000), st.floats(0, 0.99))
+def test_the_smallest_budget_that_the_limit_allows_is_served(num_tokens, limit):
+    """The counts are a little below the budget, as everywhere; the budget itself is what the limit is for."""
+    request_ = {"visual_tokens": (1 - limit) * num_tokens}
+    check_image(request_, (1, num_tokens), limit)
+    if request_["visual_tokens"] >= 0.5:
+        assert resolve_settings(request_, llava(num_patches=num_tokens), max_reduction=limit)
+
+
+def test_the_limit_is_checked_once():
+    """Shares were checked before the image was known, and so was everything where all images have one size."""
+    share = resolve_settings({"reduction": 0.9}, ANY_SIZE)
+    check_item(share, "asked", ANY_SIZE, (100, 0, 0, 0), 0.9)
+    check_item(resolve_settings("aggressive", ANY_SIZE), "asked", ANY_SIZE, (100, 0, 0, 0), 0.9)
+    check_item(resolve_settings("aggressive", LLAVA_7B), "asked", LLAVA_7B, (576, 0, 0, 0), 0.9)
+
+
+@given(
+    variable_shapes(),
+    json_values | st.dictionaries(keys, json_values | st.integers(0, 40) | st.floats(0, 1), max_size=4),
+    st.integers(1, 30),
+)
+def test_whatever_json_is_sent_is_resolved_or_refused_for_any_size(shape, request_, side):
+    outcome = resolved_or_refused(request_, shape)
+    if isinstance(outcome, SettingsError):
+        assert outcome.field.split(".")[0] == "compression"
+        return
+    assert json.loads(json.dumps(outcome.as_dict())) == outcome.as_dict()
+    image = visual_item(outcome, shape, [(side, side)])
+    counts = image.segment_counts(outcome, shape)
+    assert list(counts) == sorted(counts, reverse=True)
+    assert 1 <= counts[0] <= side * side + shape.vision.has_cls
+    assert layer_average(counts, shape.segment_layers) <= counts[0]
+
+
+@given(shapes(), st.integers(0, 60), st.integers(0, 60))
+def test_counts_of_an_image_do_not_depend_on_whether_others_differ(shape, dominant, contextual):
+    request_ = {"dominant": dominant, "contextual": contextual}
+    fixed = resolved_or_refused(request_, shape)
+    if not isinstance(fixed, SettingsError):
+        settings = resolve_settings(request_, any_size(shape))
+        image = visual_item(settings, any_size(shape), [(1, shape.num_patches)])
+        assert image.units[0].counts == (fixed.dominant, fixed.contextual, fixed.cluster_width)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_server.plan import SegmentPlan, Span, guiding_rows, make_layout, make_plan, num_kept, text_rows
+from duet_server.plan import SegmentPlan, Span, guiding_rows, lay_out, make_layout, make_plan, num_kept, text_rows
 from tests.plan.shapes import llava, schedules
-from tests.plan.test_layout import layouts
+from tests.plan.test_layout import layouts, structured_layouts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGE_TOKEN_ID = 4
@@ -125,3 +125,63 @@ def test_text_rows_close_up_by_what_the_pools_before_them_drop(layout, keep, dat
 @given(layouts(), schedules(2))
 def test_plans_are_deterministic(layout, keep):
     assert make_plan(layout, keep, ()) == make_plan(layout, keep, ())
+
+
+def test_counts_are_laid_out_pool_by_pool():
+    """The counts of two pools need not fall alike. The first pool has three rows of structure, which are kept."""
+    layout = make_layout(30, [(2, 7), (10, 17)], [3, 4, 5])
+    plan = lay_out(layout, [[5, 7], [5, 3], [3, 0]], (29,))
+    assert plan.segments == (
+        SegmentPlan(30, 0, (Span(2, 7), Span(10, 17)), 3),
+        SegmentPlan(26, 4, (Span(2, 7), Span(10, 13)), 3),
+        SegmentPlan(21, 9, (Span(2, 5), Span(8, 8)), 3),
+    )
+    assert [segment.num_visual_tokens for segment in plan.segments] == [9, 5, 0]
+    assert (plan.guiding_rows, plan.dropped) == ((29,), (0, 4, 9))
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ([[4, 7], [4, 3]], r"a pool holds \[4, 4\], expected counts from 5 to 1 that never rise"),
+        ([[6, 7], [5, 3]], r"a pool holds \[6, 5\]"),
+        ([[5, 7], [0, 3]], r"a pool holds \[5, 0\], expected counts from 5 to 1"),
+        ([[5, 7], [5, 8]], r"a pool holds \[7, 8\], expected counts from 7 to 0"),
+        ([[5, 7], [5, 3], [5, 4]], r"a pool holds \[7, 3, 4\]"),
+        ([[5, 7], [5, -1]], r"a pool holds \[7, -1\]"),
+        ([[5], [4]], "zip"),
+        ([[5, 7], [5]], "zip"),
+        ([[5, 7, 1], [5, 3, 1]], "zip"),
+    ],
+    ids=str,
+)
+def test_refuses_counts_that_no_pool_can_hold(held, message):
+    with pytest.raises(ValueError, match=message):
+        lay_out(make_layout(30, [(2, 7), (10, 17)], [4]), held, ())
+
+
+@given(structured_layouts(), st.integers(0, 4).flatmap(schedules))
+def test_keeps_are_shares_of_the_visual_tokens_and_structure_stays(layout, keep):
+    plan = make_plan(layout, keep, ())
+    for segment, share in zip(plan.segments, (1.0, *keep), strict=True):
+        for pool, kept in zip(layout.pools, segment.pools, strict=True):
+            num_structure = layout.num_structure(pool)
+            assert len(kept) == num_kept(len(pool) - num_structure, share) + num_structure
+        assert segment.num_tokens - segment.num_visual_tokens == layout.num_text_tokens
+        assert segment.num_tokens + segment.dropped == layout.num_tokens
+
+
+@given(structured_layouts(), st.integers(1, 3).flatmap(schedules))
+def test_a_plan_is_laid_out_from_its_own_counts(layout, keep):
+    plan = make_plan(layout, keep, (3,))
+    assert lay_out(layout, [[len(pool) for pool in segment.pools] for segment in plan.segments], (3,)) == plan
+
+
+@given(structured_layouts(), st.integers(1, 3).flatmap(schedules))
+def test_text_rows_and_pools_with_structure_tile_every_segment(layout, keep):
+    plan = make_plan(layout, keep, ())
+    text = [row for row in range(layout.num_tokens) if not layout.is_visual(row)]
+    for segment_idx, segment in enumerate(plan.segments):
+        rows = text_rows(plan, segment_idx, text)
+        rows += [row for pool in segment.pools for row in range(pool.start, pool.end)]
+        assert sorted(rows) == list(range(segment.num_tokens))

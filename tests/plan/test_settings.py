@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_server.plan import CompressionSettings, make_layout, make_plan, off_settings
+from duet_server.plan import Budget, CompressionSettings, make_layout, make_plan, off_settings
 from tests.plan.shapes import LLAVA_7B, llava, schedules
 
 AGGRESSIVE = CompressionSettings(72, 30, 4, (0.5, 0.0), "salient", "aggressive")
@@ -76,3 +76,53 @@ def test_segment_counts_agree_with_the_plan_of_one_image(dominant, keep):
     plan = make_plan(make_layout(dominant + 9, [(5, 5 + dominant)]), keep, ())
     assert counts == tuple(segment.num_visual_tokens for segment in plan.segments)
     assert all(later <= earlier for earlier, later in pairwise(counts))
+
+
+def test_a_budget_is_at_most_the_image():
+    assert [Budget(64, is_share=False).of(num_tokens) for num_tokens in (1, 63, 64, 576)] == [1, 63, 64, 64]
+    assert [Budget(0.25, is_share=True).of(num_tokens) for num_tokens in (1, 576)] == [0.25, 144]
+
+
+@pytest.mark.parametrize(
+    ("budget", "reported"),
+    [
+        (Budget(64, is_share=False), {"visual_tokens": 64}),
+        (Budget(64.5, is_share=False), {"visual_tokens": 64.5}),
+        (Budget(1 - 0.9, is_share=True), {"reduction": 0.9}),
+    ],
+)
+def test_a_budget_is_reported_as_it_was_asked(budget, reported):
+    settings = CompressionSettings(None, 0, 4, (0.5, 0.0), "salient", "custom", budget)
+    assert settings.as_dict() == {
+        "dominant": None,
+        "contextual": 0,
+        "cluster_width": 4,
+        "keep": [0.5, 0.0],
+        "guide": "salient",
+        "preset": "custom",
+        **reported,
+    }
+    assert json.loads(json.dumps(settings.as_dict())) == settings.as_dict()
+
+
+def test_a_budget_may_cut_but_has_no_counts_of_its_own():
+    settings = CompressionSettings(None, 0, 4, (), "salient", "custom", Budget(64, is_share=False))
+    assert (settings.has_stage1, settings.drops, settings.is_off) == (True, False, False)
+    with pytest.raises(AssertionError):
+        settings.num_entering(576)
+
+
+def test_shares_count_the_images_tokens():
+    settings = CompressionSettings(0.125, 0.05, 4, (0.5, 0.0), "salient", "custom")
+    assert settings.segment_counts(100) == (17, 8, 0)  # round(12.5) = 12, and 5
+    mixed = CompressionSettings(0.125, 30, 4, (0.5, 0.0), "salient", "custom")
+    assert mixed.num_entering(576) == 102
+
+
+@pytest.mark.parametrize(
+    ("settings", "preset"), [(AGGRESSIVE, "custom"), (STAGE2_ONLY, "off")], ids=["both stages", "stage 2"]
+)
+def test_without_stage_2_only_stage_1_is_left(settings, preset):
+    less = settings.without_stage2()
+    assert (less.keep, less.preset, less.drops) == ((1.0, 1.0), preset, False)
+    assert less.num_entering(576) == settings.num_entering(576)

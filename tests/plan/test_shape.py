@@ -16,6 +16,7 @@ from duet_server.plan import (
     check_boundaries,
     default_boundaries,
 )
+from tests.plan.prompts import any_size
 from tests.plan.shapes import LLAVA_7B, llava, shapes
 
 
@@ -57,22 +58,53 @@ def test_segments_cover_every_layer(shape):
 
 @given(shapes())
 def test_a_shape_passes_through_json(shape):
-    assert ModelShape.from_dict(json.loads(json.dumps(asdict(shape)))) == shape
+    for model in (shape, any_size(shape)):
+        assert ModelShape.from_dict(json.loads(json.dumps(asdict(model)))) == model
+        assert ModelShape.from_dict(asdict(model)) == model
     vision = replace(shape.vision, projector=((24, 24), (24, 8)), num_global_layers=2)
     assert VisionShape.from_dict(json.loads(json.dumps(asdict(vision)))) == vision
 
 
-def test_the_experts_of_one_token_count():
-    config = SimpleNamespace(
-        num_hidden_layers=2,
-        hidden_size=8,
-        intermediate_size=99,
-        num_attention_heads=4,
-        vocab_size=5,
-        num_experts_per_tok=2,
-        moe_intermediate_size=6,
-    )
-    assert DecoderShape.of(config) == DecoderShape(2, 8, 12, 4, 4, 2, 5)
+TEXT_CONFIG = {
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "intermediate_size": 99,
+    "num_attention_heads": 4,
+    "vocab_size": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "shape"),
+    [
+        ({}, DecoderShape(2, 8, 99, 4, 4, 2, 5)),
+        ({"num_key_value_heads": 2, "head_dim": 7}, DecoderShape(2, 8, 99, 4, 2, 7, 5)),
+        ({"num_key_value_heads": None, "head_dim": None}, DecoderShape(2, 8, 99, 4, 4, 2, 5)),
+        ({"num_experts_per_tok": 2, "moe_intermediate_size": 6}, DecoderShape(2, 8, 12, 4, 4, 2, 5)),
+        ({"num_experts_per_tok": None}, DecoderShape(2, 8, 99, 4, 4, 2, 5)),
+    ],
+    ids=["plain", "grouped heads", "heads that are null", "experts", "no experts"],
+)
+def test_sizes_of_a_text_configuration(more, shape):
+    assert DecoderShape.of(SimpleNamespace(**TEXT_CONFIG, **more)) == shape
+
+
+def test_a_model_of_any_size_as_one_image_sees_it():
+    shape = any_size(LLAVA_7B)
+    assert shape.at(144).num_patches == 144
+    assert shape.at(144) == replace(shape, vision=replace(shape.vision, num_patches=144))
+    assert LLAVA_7B.num_patches == 576
+    with pytest.raises(AssertionError, match="images differ"):
+        _ = shape.num_patches
+
+
+@given(st.integers(1, 100), st.integers(1, 110))
+def test_boundaries_from_the_first_on(num_layers, first):
+    boundaries = default_boundaries(num_layers, first)
+    assert boundaries == tuple(edge for edge in default_boundaries(num_layers) if edge >= first)
+    assert check_boundaries(boundaries, num_layers, first) == boundaries
+    with pytest.raises(SettingsError, match=f"expected ascending decoder layer indices from {first} to"):
+        check_boundaries([first - 1], num_layers, first)
 
 
 def test_no_boundary_before_the_first_that_is_possible():

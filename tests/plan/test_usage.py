@@ -5,14 +5,18 @@ import json
 import pytest
 
 from duet_server.plan import (
+    VisualItem,
+    VisualRows,
     compression_usage,
     guiding_rows,
     make_layout,
     make_plan,
     off_settings,
+    plan_prompt,
     presets,
     resolve_settings,
 )
+from tests.plan.prompts import ANY_SIZE, visual_item
 from tests.plan.shapes import LLAVA_7B, llava
 
 
@@ -83,3 +87,34 @@ def test_usage_is_json(name):
     counted = usage(name, [5, 29], shape=llava((2, 8, 16, 24)))
     assert json.loads(json.dumps(counted)) == counted
     assert len(counted["visual_tokens"]["segments"]) == 5
+
+
+def test_images_of_two_sizes_under_one_budget():
+    """102, 51 and 0 rows of the image of 24 x 24 beside 64 rows of the one of 8 x 8, and 20 rows of text."""
+    settings = resolve_settings({"visual_tokens": 64}, ANY_SIZE)
+    large = visual_item(settings, ANY_SIZE, [(24, 24)], start=5)
+    small = visual_item(settings, ANY_SIZE, [(8, 8)], start=110)
+    visual = VisualRows([large.span, small.span], [])
+    plan = plan_prompt(settings, ANY_SIZE, 186, visual, [large, small])
+    counted = compression_usage(settings, ANY_SIZE, 640, plan, ["a note"])
+    assert counted == {
+        "visual_tokens": {"encoder": 640, "stage1": 166, "segments": [166, 115, 64], "layer_average": 127.75},
+        "reduction": 0.8004,
+        "kv_cache": {
+            "token_layers": 16 * 186 + 8 * 135 + 8 * 84,
+            "token_layers_uncompressed": 32 * 660,
+        },
+        "settings": settings.as_dict(),
+        "notes": ["a note"],
+    }
+    assert json.loads(json.dumps(counted)) == counted
+
+
+def test_structure_is_counted_as_text():
+    settings = resolve_settings({"keep": [0.5, 0]}, ANY_SIZE)
+    video = VisualItem("video", (1, 11), 8, ())
+    plan = plan_prompt(settings, ANY_SIZE, 14, VisualRows([(1, 11)], [5, 6]), [video])
+    counted = compression_usage(settings, ANY_SIZE, 8, plan)
+    assert counted["visual_tokens"] == {"encoder": 8, "stage1": 8, "segments": [8, 4, 0], "layer_average": 5.0}
+    assert counted["kv_cache"] == {"token_layers": 16 * 14 + 8 * 10 + 8 * 6, "token_layers_uncompressed": 32 * 14}
+    assert "notes" not in counted

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from duet_server.plan import (
     ModelShape,
@@ -19,18 +23,23 @@ from duet_server.plan import (
     Unit,
     VisualRows,
     cut_units,
+    guiding_rows,
     off_settings,
+    plan_prompt,
     presets,
+    resolve_settings,
 )
 from duet_server.plan.wire import (
     decode_plan,
     decode_rule,
     encode_extra_args,
     encode_processor_kwargs,
+    stage1_rule,
 )
 from tests.golden_cases import GoldenCase, golden_cases
 from tests.held_counts import dropping_args
-from tests.plan.shapes import LLAVA_7B, llava
+from tests.plan.prompts import ANY_SIZE, Prompt, any_size, grids, prompts, requests, variable_shapes
+from tests.plan.shapes import LLAVA_7B
 
 # Prompt of 20 rows: text 0-1, two images of 4 side by side 2-9, text 10-12, an image of 5 13-17, text 18-19.
 SPANS = [(13, 18), (2, 6), (6, 10)]
@@ -178,7 +187,7 @@ def test_an_uncompressed_request_carries_nothing():
 
 
 @pytest.mark.parametrize("name", list(presets(LLAVA_7B)))
-@pytest.mark.parametrize("shape", [LLAVA_7B, llava(num_patches=None)], ids=["one size", "any size"])
+@pytest.mark.parametrize("shape", [LLAVA_7B, any_size(LLAVA_7B)], ids=["one size", "any size"])
 @pytest.mark.parametrize("trace_id", [0, 1, 2**63 - 1])
 def test_a_rule_is_decoded_as_it_was_encoded(shape: ModelShape, name: str, trace_id: int):
     """As shares or as counts, a preset gives an image of the usual size the same counts."""
@@ -209,3 +218,111 @@ def test_rules_that_the_engine_understands(rule: list):
 def test_rules_that_the_engine_refuses(rule: object):
     with pytest.raises(SettingsError, match=r"^duet_stage1 is .*, expected \[dominant, contextual, cluster_width\]"):
         decode_rule({"duet_stage1": rule})
+
+
+@pytest.mark.parametrize(
+    ("request_", "rule"),
+    [
+        ("aggressive", [72 / 576, 30 / 576, 4]),
+        ("visionzip", [54 / 576, 10 / 576, 0]),
+        ({"dominant": 72, "contextual": 0.25, "cluster_width": 9}, [72, 0.25, 9]),
+        ({"visual_tokens": 64}, [102, -1, 4]),
+        ({"visual_tokens": 64, "cluster_width": None}, [102, -1, 0]),
+        ({"reduction": 0.5}, [pytest.approx(0.8), -1, 4]),
+    ],
+    ids=repr,
+)
+def test_rules_as_they_are_sent(request_: object, rule: list):
+    assert encode_processor_kwargs(resolve_settings(request_, ANY_SIZE), ANY_SIZE) == {"duet_stage1": rule}
+
+
+@pytest.mark.parametrize("request_", ["off", {"keep": [0.5, 0]}, {"reduction": 0.3}], ids=repr)
+def test_no_rule_where_stage_1_is_off(request_: object):
+    assert encode_processor_kwargs(resolve_settings(request_, ANY_SIZE), ANY_SIZE, 7) == {"duet_trace": 7}
+
+
+@given(variable_shapes().flatmap(lambda shape: st.tuples(st.just(shape), requests(shape))))
+def test_a_rule_passes_through_json(case: tuple[ModelShape, dict]):
+    shape, request_ = case
+    settings = resolve_settings(request_, shape, max_reduction=1.0)
+    kwargs = json.loads(json.dumps(encode_processor_kwargs(settings, shape)))
+    assert decode_rule(kwargs) == stage1_rule(settings, shape)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+any_numbers = st.integers(-2, 700) | st.integers() | st.floats(-2, 2) | st.floats() | st.booleans()
+
+
+def decoded_or_refused(decode: Callable[..., Any], *args: object) -> Any:
+    try:
+        return decode(*args)
+    except SettingsError as error:
+        return error
+
+
+@given(junk | st.lists(any_numbers, min_size=3, max_size=3), grids, st.booleans())
+def test_any_value_is_a_rule_that_units_follow_or_refused(value: object, item_grids: list, has_cls: bool):
+    rule = decoded_or_refused(decode_rule, {"duet_stage1": value})
+    if isinstance(rule, SettingsError):
+        assert rule.field == "duet_stage1"
+        return
+    assert rule == Stage1Rule(*value)
+    assert rule.dominant > 0
+    for unit in cut_units(rule, item_grids, has_cls=has_cls):
+        assert 1 <= unit.num_entering <= unit.num_tokens + has_cls
+
+
+counts_behind = st.lists(st.integers(-1, 8), min_size=4, max_size=4).map(lambda counts: [8, 5, *counts])
+any_counts = st.lists(st.integers(-1, 9), min_size=5, max_size=7)
+
+
+@given(junk | counts_behind | any_counts, st.sampled_from([[], [6, 15]]))
+def test_any_value_is_the_counts_of_a_plan_or_refused(held: object, structure: list[int]):
+    fits = isinstance(held, list) and len(held) == 6 and {type(count) for count in held} == {int}
+    if fits:
+        least = 1 if structure else 0  # in both pools
+        fits = held[:2] == [8, 5] and all(held[i] >= held[i + 2] >= held[i + 4] >= least for i in (0, 1))
+    plan = decoded_or_refused(decode_plan, {"duet_held": held}, 20, VisualRows(SPANS, structure), 2)
+    if isinstance(plan, SettingsError):
+        assert plan.field == "duet_held"
+        assert not fits
+    elif plan is None:
+        assert held is None or held == [8, 5] * 3
+    else:
+        assert fits
+        assert [len(pool) for segment in plan.segments for pool in segment.pools] == held
+
+
+@given(prompts(), st.sampled_from(["all", "salient", "last"]), st.integers(0, 2**63 - 1), st.data())
+def test_the_engine_lays_out_the_plan_of_the_api(prompt: Prompt, guide: str, trace_id: int, data: st.DataObject):
+    """Whatever the images, and whatever each of them keeps."""
+    plan = plan_prompt(*prompt)
+    text = [row for row in range(prompt.num_tokens) if not plan.layout.is_visual(row)]
+    salient = data.draw(st.lists(st.sampled_from(text), max_size=4))
+    args = json.loads(json.dumps(encode_extra_args(plan, guide, salient, trace_id)))
+    decoded = decode_plan(args, prompt.num_tokens, prompt.visual, len(prompt.shape.boundaries))
+    guiding = guiding_rows(plan.layout, guide, salient)
+    assert decoded == (replace(plan, guiding_rows=guiding, trace_id=trace_id) if plan.drops else None)
+
+
+@given(prompts(), st.data())
+def test_counts_of_another_prompt_are_refused(prompt: Prompt, data: st.DataObject):
+    """One row more or less in the first segment, a rise, or a pool below its structure."""
+    plan = plan_prompt(*prompt)
+    held = encode_extra_args(plan, "last")["duet_held"]
+    num_pools = len(plan.layout.pools)
+    pool_idx = data.draw(st.integers(0, num_pools - 1))
+    wrong = list(held)
+    kind = data.draw(st.sampled_from(["entering", "least", "length"]))
+    if kind == "entering":
+        wrong[pool_idx] += data.draw(st.sampled_from([-1, 1]))
+    elif kind == "least":
+        wrong[pool_idx - num_pools] = plan.layout.num_structure(plan.layout.pools[pool_idx]) - 1
+    else:
+        wrong = wrong[:-1]
+    with pytest.raises(SettingsError, match="duet_held is"):
+        decode_plan({"duet_held": wrong}, prompt.num_tokens, prompt.visual, len(prompt.shape.boundaries))

@@ -8,7 +8,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from duet_server.engine.kv_cache import SegmentManager, check_groups
 from duet_server.engine.request_plans import RequestPlans
 from duet_server.engine.vllm_internals import AsyncScheduler, Request, init_logger
-from duet_server.plan import SettingsError
+from duet_server.plan import SettingsError, excess_positions
 from duet_server.plan.wire import units_of
 
 logger = init_logger(f"vllm.{__name__}")
@@ -56,7 +56,16 @@ class DuetScheduler(AsyncScheduler):
             self.encoder_cache_mismatch_reqs.add(request.request_id)
         super().add_request(request)
 
+    def _check_positions(self, request: Request) -> None:
+        """Raise SettingsError if the request would take more positions than the decoder has."""
+        most = (self.vllm_config.additional_config["duet"]["served"] or {}).get("max_positions")
+        units = (unit for feature in request.mm_features for unit in units_of(feature.data, feature.modality))
+        excess = excess_positions(units)
+        if most is not None and excess > most - self.vllm_config.model_config.max_model_len:
+            raise SettingsError("duet_stage1", excess, "more visual tokens: these are positions without a token")
+
     def _add_plan(self, request: Request) -> None:
+        self._check_positions(request)
         self.plans.add(request.request_id, request.num_prompt_tokens, request.mm_features, request.sampling_params)
         if self.plans.get(request.request_id) is None:
             return

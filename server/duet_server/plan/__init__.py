@@ -18,7 +18,7 @@ from duet_server.plan.resolve import DEFAULT_MAX_REDUCTION, CompressionField, ch
 from duet_server.plan.segments import RequestPlan, SegmentPlan, lay_out, make_plan, num_kept, text_rows
 from duet_server.plan.settings import Budget, CompressionSettings, off_settings
 from duet_server.plan.shape import DecoderShape, ModelShape, VisionShape, check_boundaries, default_boundaries
-from duet_server.plan.units import Stage1Rule, Unit, any_cut, cut_units
+from duet_server.plan.units import Stage1Rule, Unit, any_cut, cut_units, excess_positions
 from duet_server.plan.usage import compression_usage
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "default_boundaries",
     "default_keep",
     "duet_keep",
+    "excess_positions",
     "guiding_rows",
     "kv_bytes",
     "kv_token_layers",

@@ -95,6 +95,14 @@ def cut_units(rule: Stage1Rule | None, grids: Sequence[Grid], *, has_cls: bool) 
     ]
 
 
+def excess_positions(units: Iterable[Unit]) -> int:
+    """How many more positions than tokens images take, where tokens keep the positions that they have uncompressed.
+
+    An image then takes as many as its longer side, however few of its tokens are left.
+    """
+    return sum(max(unit.rows, unit.columns) - unit.num_entering for unit in units)
+
+
 def _unit_counts(rule: Stage1Rule, num_tokens: int, num_cls: int) -> tuple[int, int]:
     """(D, C), as many as the unit has."""
     dominant = min(max(1, _count(rule.dominant, num_tokens)), num_tokens + num_cls)

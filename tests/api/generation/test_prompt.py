@@ -6,9 +6,10 @@ import pytest
 import torch
 from vllm.multimodal.inputs import PlaceholderRange
 
+from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.prompt import CompressedPrompt, RenderedPrompt, find_part, user_texts
-from duet_server.plan import Unit, VisualItem, VisualRows, presets
-from tests.plan.shapes import LLAVA_7B
+from duet_server.plan import Unit, VisualItem, VisualRows, presets, resolve_settings
+from tests.plan.shapes import LLAVA_7B, llava
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
@@ -64,3 +65,16 @@ def test_placeholders_of_another_length_fail_an_assertion():
     prompt = RenderedPrompt("", range(600), VisualRows([(1, 577)], []), (image,))
     with pytest.raises(AssertionError, match="num_entering=102"):
         CompressedPrompt.make(presets(LLAVA_7B)["aggressive"], prompt, LLAVA_7B)
+
+
+def test_a_picture_of_many_positions_and_few_tokens():
+    """One row of 100 tokens of which five are left: where tokens keep their positions, these are still 100."""
+    shape = llava(num_patches=None, has_cls=False)
+    settings = resolve_settings({"dominant": 5, "contextual": 0}, shape, max_reduction=1)
+    image = VisualItem("image", (1, 6), 100, (Unit(1, 100, 5, 0, 4),))
+    compressed = CompressedPrompt.make(
+        settings, RenderedPrompt("", range(9), VisualRows([(1, 6)], []), (image,)), shape
+    )
+    compressed.check_items("asked", shape, max_reduction=1, max_excess=95)
+    with pytest.raises(RequestRefusedError, match="more visual tokens: without them this prompt has 95 positions more"):
+        compressed.check_items("asked", shape, max_reduction=1, max_excess=94)

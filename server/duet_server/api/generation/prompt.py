@@ -18,6 +18,7 @@ from duet_server.plan import (
     check_ends_on_text,
     check_item,
     compression_usage,
+    excess_positions,
     plan_prompt,
 )
 from duet_server.plan.wire import LENGTH_KEY, field_key, units_of
@@ -108,8 +109,7 @@ class CompressedPrompt:
                 check_item(self.settings, asked, shape, counts, max_reduction)
             except SettingsError as error:
                 raise invalid_settings(error) from error
-        # Where tokens keep their positions, an image takes as many as its longer side, however few tokens are left.
-        excess = sum(max(unit.rows, unit.columns) - unit.num_entering for item in self.items for unit in item.units)
+        excess = excess_positions(unit for item in self.items for unit in item.units)
         if excess > max_excess:
             expected = f"more visual tokens: without them this prompt has {excess} positions more than tokens"
             raise RequestRefusedError("invalid_settings", "compression", asked, expected)

@@ -49,7 +49,8 @@ class InternVL(Backbone):
 
     def grids(self, hf_config: Any, modality: str, item: Any) -> list[Grid]:
         vision = hf_config.vision_config
-        side = round(_one(vision.image_size) // _one(vision.patch_size) * hf_config.downsample_ratio)
+        image_size = getattr(hf_config, "force_image_size", None) or vision.image_size
+        side = round(_one(image_size) // _one(vision.patch_size) * hf_config.downsample_ratio)
         return [(side, side)] * int(item["image_num_patches"].data)
 
     def tapped(self, model: Any) -> tuple[Any, str]:
