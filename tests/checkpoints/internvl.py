@@ -153,12 +153,10 @@ def write_internvl_chat(directory: Path, decoder: str) -> Path:
 
 
 _CHAT_NAMES = {
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-    "model.multi_modal_projector.layer_norm.": "mlp1.0.",
-    "model.multi_modal_projector.linear_1.": "mlp1.1.",
-    "model.multi_modal_projector.linear_2.": "mlp1.3.",
-    "model.vision_tower.": "vision_model.",
+    "multi_modal_projector.layer_norm.": "mlp1.0.",
+    "multi_modal_projector.linear_1.": "mlp1.1.",
+    "multi_modal_projector.linear_2.": "mlp1.3.",
+    "vision_tower.": "vision_model.",
     "encoder.layer.": "encoder.layers.",
     "attention.projection_layer.": "attn.proj.",
     "attention.q_norm.": "attn.q_norm.",
