@@ -113,7 +113,11 @@ class Oracle(ABC):
         guide: str = "all",
         max_new_tokens: int = 12,
     ) -> Generated:
-        """Greedy tokens of a prompt with one image token for each picture; no token ends it."""
+        """Greedy tokens of a prompt with one image token for each picture; no token ends it.
+
+        ``guide`` is ``all`` or ``last``.
+        """
+        assert guide in ("all", "last"), guide
         prompt = _Prompt(self, input_ids, [self.encode(image) for image in images], counts)
         tokens: list[int] = []
         logits = []
@@ -165,6 +169,7 @@ class _Prompt:
         self.hidden, *levels = padded.split(self.size, dim=1)  # a visual row may carry more: Qwen3-VL's DeepStack
         self.levels = levels
         self.positions = torch.tensor(positions).T  # [3, rows]
+        self.next_position = position
         self.is_visual = is_visual
         edges = [row for row, (a, b) in enumerate(zip([False, *is_visual], [*is_visual, False], strict=True)) if a != b]
         self.pools = list(zip(edges[::2], edges[1::2], strict=True))
@@ -215,8 +220,7 @@ class _Prompt:
         rotary = self.oracle.decoder.rotary_emb
         if not self.oracle.keeps_positions:
             return rotary(self.hidden, torch.arange(len(held) + num_generated)[None])
-        last = int(self.positions.max())
-        behind = torch.arange(last + 1, last + 1 + num_generated).expand(3, -1)
+        behind = torch.arange(self.next_position, self.next_position + num_generated).expand(3, -1)
         return rotary(self.hidden, torch.cat([self.positions[:, held], behind], dim=1)[:, None])
 
 

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.checkpoints.qwen_vl import IMAGE_TOKEN_ID, NAMES, write_qwen_vl
-from tests.golden_qwen import CHECKPOINT, GoldenQwenCase, golden_qwen_cases
+from tests.golden_qwen import CHECKPOINT, GoldenQwenCase
 from tests.oracle.families import Qwen25Oracle, QwenOracle, seen_by
 from tests.oracle.general import Encoded, Generated, choose
 
 MIN_MARGIN = 1e-3  # between the best two logits; below it, float32 rounding could change a greedy token
 NUM_TOKENS = 6
-CASES = golden_qwen_cases()
+CASES = GoldenQwenCase.all()
 COMPRESSED = [case for case in CASES if case.has_stage1]
 DROPPING = [case for case in CASES if case.kept_rows]
 

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaNextImageProcessorPil
 
-from tests.golden_next import CHECKPOINT, GoldenNextCase, golden_next_cases
+from tests.golden_next import CHECKPOINT, GoldenNextCase
 from tests.oracle.families import seen_by
 from tests.oracle.general import Generated, choose
 from tests.oracle.tiles import LlavaNextOracle
 
-CASES = golden_next_cases()
+CASES = GoldenNextCase.all()
 CUT = [case for case in CASES if case.stage1]
 DROPPING = [case for case in CASES if case.keep]
 

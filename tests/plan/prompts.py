@@ -42,12 +42,20 @@ def requests(shape: ModelShape) -> st.SearchStrategy[dict]:
 
 
 def visual_item(
-    settings: CompressionSettings, shape: ModelShape, item_grids: Sequence[tuple[int, int]], start: int = 1
+    settings: CompressionSettings,
+    shape: ModelShape,
+    item_grids: Sequence[tuple[int, int]],
+    start: int = 1,
+    num_tokens: int | None = None,
 ) -> VisualItem:
-    """An image of these units without structure, cut by the rule that the wire carries."""
+    """An image of these units without structure, cut by the rule that the wire carries.
+
+    ``num_tokens`` are its visual tokens without compression; None for all that its units make.
+    """
     kwargs = json.loads(json.dumps(encode_processor_kwargs(settings, shape)))
-    units = cut_units(decode_rule(kwargs), item_grids, has_cls=shape.vision.has_cls)
-    item = VisualItem("image", (start, start), sum(unit.num_tokens for unit in units), tuple(units))
+    units = cut_units(decode_rule(kwargs), item_grids, has_cls=shape.vision.has_cls, num_tokens=num_tokens)
+    num_tokens = num_tokens or sum(unit.num_tokens for unit in units)
+    item = VisualItem("image", (start, start), num_tokens, tuple(units))
     return item._replace(span=(start, start + item.num_entering))
 
 

@@ -178,6 +178,26 @@ def test_every_image_is_within_its_budget(shape, item_grids, request_):
     assert image.num_entering <= image.num_tokens
 
 
+@pytest.mark.parametrize(
+    ("num_tiles", "num_tokens", "request_", "num_entering", "average"),
+    [
+        (4, 1160, {"visual_tokens": 1160}, 1160, 1160),
+        (4, 1160, {"visual_tokens": 1300}, 1160, 1160),
+        (4, 1160, {"reduction": 0.4}, 1113, 695.5),
+        (4, 1160, {"visual_tokens": 64}, 102, 63.75),
+        (5, 2928, {"visual_tokens": 1810}, 2880, 1800),
+        (5, 2928, {"reduction": 0.5}, 2342, 1463.75),
+    ],
+    ids=str,
+)
+def test_a_budget_is_for_the_tokens_that_llava_next_would_enter(num_tiles, num_tokens, request_, num_entering, average):
+    """Of a picture of 1000 x 100, most of the tiles' tokens are padding; one of 672 x 672 has newlines on top."""
+    shape = any_size(LLAVA_7B)
+    resolved = resolve_settings(request_, shape)
+    image = visual_item(resolved, shape, [(24, 24)] * num_tiles, num_tokens=num_tokens)
+    assert (image.num_entering, average_of(image, resolved, shape)) == (num_entering, average)
+
+
 @given(variable_shapes(), grids, st.floats(0, 500))
 def test_an_image_smaller_than_its_budget_keeps_everything(shape, item_grids, more):
     num_tokens = sum(rows * columns for rows, columns in item_grids)

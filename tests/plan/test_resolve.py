@@ -369,6 +369,7 @@ def test_the_limit_holds_for_shares_before_the_image_is_known(request_, message)
         ({"dominant": 0.02, "contextual": 18}, (20, 20), (50, 50), "68"),
         ({"dominant": 0.001, "contextual": 18}, (20, 20), (40, 40), "20"),
         ({"visual_tokens": 5}, (1, 100), (1, 200), "5"),
+        ({"visual_tokens": 431}, (1, 14366), (1, 14400), "431"),
     ],
     ids=repr,
 )

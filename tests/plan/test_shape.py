@@ -81,9 +81,10 @@ TEXT_CONFIG = {
         ({"num_key_value_heads": 2, "head_dim": 7}, DecoderShape(2, 8, 99, 4, 2, 7, 5)),
         ({"num_key_value_heads": None, "head_dim": None}, DecoderShape(2, 8, 99, 4, 4, 2, 5)),
         ({"num_experts_per_tok": 2, "moe_intermediate_size": 6}, DecoderShape(2, 8, 12, 4, 4, 2, 5)),
+        ({"num_experts_per_tok": 2}, DecoderShape(2, 8, 198, 4, 4, 2, 5)),
         ({"num_experts_per_tok": None}, DecoderShape(2, 8, 99, 4, 4, 2, 5)),
     ],
-    ids=["plain", "grouped heads", "heads that are null", "experts", "no experts"],
+    ids=["plain", "grouped heads", "heads that are null", "experts", "Mixtral's experts", "no experts"],
 )
 def test_sizes_of_a_text_configuration(more, shape):
     assert DecoderShape.of(SimpleNamespace(**TEXT_CONFIG, **more)) == shape

@@ -51,10 +51,12 @@ class DuetProcessor:
         for modality, items in kwargs_items.items():
             if modality not in backbone.modalities or any("embeds" in key for item in items for key in item):
                 continue
-            grids = [backbone.grids(config, modality, item) for item in items]
-            units = [cut_units(rule, item_grids, has_cls=backbone.has_cls) for item_grids in grids]
             (update,) = (update for update in updates if update.modality == modality)
             lengths = [sum(_visual_mask(update.resolve(idx).content)) for idx in range(len(items))]
+            units = [
+                cut_units(rule, backbone.grids(config, modality, item), has_cls=backbone.has_cls, num_tokens=length)
+                for item, length in zip(items, lengths, strict=True)
+            ]
             data[field_key(UNITS_KEY, modality)] = [torch.tensor(item_units) for item_units in units]
             data[field_key(LENGTH_KEY, modality)] = torch.tensor(lengths)
             if trace_id is not None and modality == "image":

@@ -15,6 +15,7 @@ from duet_server.plan.shape import ModelShape
 
 # Absorbs the rounding of (1 - reduction) * N. Two averages that differ at all differ by more than this.
 TOLERANCE = 1e-9
+MOST_TOKENS = 1 << 32  # of an image; a larger budget leaves every image whole
 
 
 def smallest_average(shape: ModelShape) -> float:
@@ -53,9 +54,10 @@ def settings_for_item(
 ) -> CompressionSettings:
     """The settings as they apply to one image or video of ``num_tokens`` visual tokens.
 
-    Only a budget depends on the size. An image that stage 1 leaves whole gets larger keeps, up to its budget.
+    Only a budget depends on the size. An image that stage 1 leaves whole gets larger keeps, up to its budget, unless
+    stage 2 is off.
     """
-    if settings.budget is None or is_cut:
+    if settings.budget is None or is_cut or not settings.drops:
         return settings
     return replace(settings, keep=_whole_settings(settings.budget.of(num_tokens), shape.at(num_tokens)).keep)
 
@@ -70,6 +72,8 @@ def entering_total(budget: Budget, shape: ModelShape) -> float:
     if budget.is_share:
         share = (budget.amount + TOLERANCE) / factor
         return share if share < 1 else math.inf
+    if budget.amount >= MOST_TOKENS:
+        return math.inf
     totals = range(1, math.ceil(budget.amount / factor) + shape.decoder.num_layers)
     fitting = bisect_right(totals, budget.amount + TOLERANCE, key=lambda total: _duet_average(total, shape))
     return max(1, fitting)

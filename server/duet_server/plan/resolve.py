@@ -120,7 +120,7 @@ def _from_reduction(reduction: object, shape: ModelShape, limit: float) -> Compr
     if not _is_number(reduction) or not 0 <= reduction <= largest + TOLERANCE:
         raise SettingsError(f"{FIELD}.reduction", reduction, f"a number from 0 to {_round_down(largest)}")
     if num_patches is None:
-        return _settings_of_budget(Budget(1 - reduction, is_share=True), shape)
+        return _settings_of_budget(Budget(max(0.0, 1 - reduction), is_share=True), shape)
     return settings_for_budget(max(smallest_average(shape), (1 - reduction) * num_patches), shape)
 
 
@@ -217,7 +217,7 @@ def _apply_modifiers(
 
 
 def _check_limit(settings: CompressionSettings, asked: CompressionField, shape: ModelShape, limit: float) -> None:
-    """Raise if the settings remove more than the server allows. Counts for images of any size are not checked here."""
+    """Raise if the settings remove more than the server allows. Counts for images of any size wait for check_item."""
     num_patches = shape.vision.num_patches
     if num_patches is None and settings.has_counts:
         return
@@ -234,14 +234,18 @@ def check_item(
         settings: the request's settings.
         asked: what the client wrote.
         shape: the model.
-        counts: visual tokens of the image that the tower makes, then those that each segment holds.
+        counts: visual tokens of the image without compression, then those that each segment holds.
         limit: the largest reduction that a request may have.
 
     Raises:
         SettingsError: if so.
     """
-    if shape.vision.num_patches is None and (settings.has_counts or (settings.budget and not settings.budget.is_share)):
+    if shape.vision.num_patches is not None:
+        return
+    if settings.has_counts:
         _check_average(layer_average(counts[1:], shape.segment_layers), counts[0], asked, limit)
+    elif settings.budget and not settings.budget.is_share:
+        _check_average(settings.budget.of(counts[0]), counts[0], asked, limit)
 
 
 def _check_average(average: float, num_tokens: int, asked: Any, limit: float) -> None:
@@ -264,9 +268,9 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _round_up(bound: float) -> str:
     """A lower bound for an error message. It is rounded up, so that the server accepts it as a value."""
-    return f"{math.ceil(bound * 10_000 - TOLERANCE) / 10_000:.10g}"
+    return f"{math.ceil(round(bound * 10_000, 6)) / 10_000:.10g}"
 
 
 def _round_down(bound: float) -> str:
     """An upper bound for an error message. It is rounded down for the same reason."""
-    return f"{math.floor(bound * 10_000 + TOLERANCE) / 10_000:.10g}"
+    return f"{math.floor(round(bound * 10_000, 6)) / 10_000:.10g}"

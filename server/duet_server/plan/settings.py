@@ -16,7 +16,7 @@ OFF = "off"
 
 
 class Budget(NamedTuple):
-    """Visual tokens of an image, averaged over decoder layers: a number, or a share of what the tower makes."""
+    """Visual tokens of an image, averaged over decoder layers: a number, or a share of those without compression."""
 
     amount: float
     is_share: bool
@@ -61,8 +61,8 @@ class CompressionSettings:
 
     @property
     def has_counts(self) -> bool:
-        """Whether stage 1 keeps a number of rows, not a share of an image's tokens."""
-        return self.dominant is not None and self.dominant >= 1
+        """Whether stage 1 keeps a number of rows, not only shares of an image's tokens."""
+        return self.dominant is not None and max(self.dominant, self.contextual) >= 1
 
     @property
     def drops(self) -> bool:

@@ -27,10 +27,12 @@ class DecoderShape:
         """The sizes in a Hugging Face text configuration."""
         num_heads = config.num_attention_heads
         num_experts = getattr(config, "num_experts_per_tok", None)
+        expert_size = getattr(config, "moe_intermediate_size", None) if num_experts else None
+        expert_size = expert_size or config.intermediate_size  # Mixtral's is the size of one expert
         return cls(
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
-            intermediate_size=num_experts * config.moe_intermediate_size if num_experts else config.intermediate_size,
+            intermediate_size=(num_experts or 1) * expert_size,
             num_heads=num_heads,
             num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,

@@ -66,23 +66,29 @@ class Stage1Rule(NamedTuple):
     cluster_width: int
 
 
-def cut_units(rule: Stage1Rule | None, grids: Sequence[Grid], *, has_cls: bool) -> list[Unit]:
+def cut_units(
+    rule: Stage1Rule | None, grids: Sequence[Grid], *, has_cls: bool, num_tokens: int | None = None
+) -> list[Unit]:
     """The units of one image or video, with the counts that the rule gives them. Nothing else turns rules into counts.
 
-    Without a rule, and where the rule would keep every token, units stay whole.
+    Units stay whole without a rule, and where it would remove no token. With ``has_cls``, counts for each unit always
+    cut it, because the class token enters only with a cut.
 
     Args:
         rule: stage 1's rule; None if stage 1 is off.
         grids: the grid of each unit.
         has_cls: whether D counts a class token, which then enters with every unit that is cut.
+        num_tokens: the visual tokens that the language model gets without stage 1, which the number for a whole image
+            or video refers to; None if they are all that the tower makes. LLaVA-NeXT removes padding and adds newlines.
     """
     sizes = [rows * columns for rows, columns in grids]
-    num_tokens = sum(sizes)
+    num_made = sum(sizes)
+    num_tokens = num_made if num_tokens is None else num_tokens
     if rule is None:
         counts = [(0, 0)] * len(sizes)
     elif rule.contextual == TOTAL:
         total = int(rule.dominant * num_tokens if rule.dominant < 1 else rule.dominant)
-        edges = [0, *(total * end // num_tokens for end in accumulate(sizes))]
+        edges = [0, *(min(total, num_made) * end // num_made for end in accumulate(sizes))]
         parts = [max(1, end - start) for start, end in pairwise(edges)]
         counts = [split_total(part, size) for part, size in zip(parts, sizes, strict=True) if total < num_tokens]
         counts = counts or [(0, 0)] * len(sizes)
