@@ -85,7 +85,12 @@ def write_internvl(directory: Path, decoder: str, *, use_qk_norm: bool) -> Path:
     return save(directory, InternVLForConditionalGeneration(config), processor)
 
 
-# The original format needs code of its own: a configuration, which checkpoints bring along.
+# The original format's chat template knows only texts, so vLLM puts ``<image>`` in front of them. The format also needs
+# code of its own: a configuration, which checkpoints bring along.
+CHAT_TEXT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 CHAT_CONFIGURATION = """
 from transformers import AutoConfig, PretrainedConfig
 
@@ -145,7 +150,8 @@ def write_internvl_chat(directory: Path, decoder: str) -> Path:
     }
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "configuration_internvl_chat.py").write_text(CHAT_CONFIGURATION)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    (directory / "chat_template.jinja").write_text(CHAT_TEXT_TEMPLATE)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).write_text((source / name).read_text())
     weights = _as_chat(load_file(source / "model.safetensors"))
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})

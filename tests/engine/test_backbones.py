@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.checkpoints import internvl, llava, qwen_vl
+from tests.checkpoints import internvl, llava, llava_next, qwen_vl
 from tests.engine.in_process import Ask, InProcessEngine, in_process_engine, text_ids
 from tests.oracle.families import InternVLChatOracle, InternVLOracle, LlavaOracle, Qwen25Oracle, QwenOracle
 from tests.oracle.general import Generated, Oracle
+from tests.oracle.tiles import LlavaNextOracle
 
 BOUNDARIES = (4, 6)
 NUM_TOKENS = 8
@@ -77,6 +78,14 @@ def internvl_chat() -> Family:
     )
 
 
+def tiled_llava() -> Family:
+    """Pictures of a row, a column and a square of tiles, with padding."""
+    sizes = ((120, 40), (56, 168), (100, 100))
+    return Family(
+        llava_next.write_llava_next, LlavaNextOracle, (), llava_next.IMAGE_TOKEN_ID, (), sizes, has_cls=True
+    )
+
+
 FAMILIES = {
     "qwen2_vl": qwen("qwen2_vl"),
     "qwen2_5_vl": qwen("qwen2_5_vl", Qwen25Oracle),
@@ -85,6 +94,7 @@ FAMILIES = {
     "llava siglip qwen2": llava_with("siglip", "qwen2"),
     "llava clip mistral": llava_with("clip", "mistral"),
     "llava siglip qwen3": llava_with("siglip", "qwen3"),
+    "llava_next": tiled_llava(),
     "internvl qwen2": internvl_with("qwen2", use_qk_norm=True),
     "internvl qwen3": internvl_with("qwen3", use_qk_norm=False),
     "internvl chat": internvl_chat(),
