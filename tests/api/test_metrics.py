@@ -49,9 +49,9 @@ def test_one_request_counts_once(chat, counted):
     cache = usage["kv_cache"]
     gained = {key: value for key, value in counted().items() if not key[0].endswith("_bucket")}
     assert gained == {
-        ("duet_visual_tokens_total", "encoder"): 576,
-        ("duet_visual_tokens_total", "stage1"): 102,
-        ("duet_visual_tokens_total", "llm"): 63.75,
+        ("duet_visual_tokens_total", "image", "encoder"): 576,
+        ("duet_visual_tokens_total", "image", "stage1"): 102,
+        ("duet_visual_tokens_total", "image", "llm"): 63.75,
         ("duet_requests_total", "aggressive"): 1,
         ("duet_reduction_ratio_count",): 1,
         ("duet_reduction_ratio_sum",): pytest.approx(0.8893),

@@ -81,9 +81,7 @@ def internvl_chat() -> Family:
 def tiled_llava() -> Family:
     """Pictures of a row, a column and a square of tiles, with padding."""
     sizes = ((120, 40), (56, 168), (100, 100))
-    return Family(
-        llava_next.write_llava_next, LlavaNextOracle, (), llava_next.IMAGE_TOKEN_ID, (), sizes, has_cls=True
-    )
+    return Family(llava_next.write_llava_next, LlavaNextOracle, (), llava_next.IMAGE_TOKEN_ID, (), sizes, has_cls=True)
 
 
 FAMILIES = {

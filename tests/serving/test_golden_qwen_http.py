@@ -87,6 +87,10 @@ def test_the_plan_is_what_happens(server, compression):
     assert plan["compression"] == answer["usage"]["compression"]
     assert plan["prompt_tokens"]["compressed"] == answer["usage"]["prompt_tokens"]
     assert plan["compression"]["visual_tokens"]["encoder"] == 120 + 117
+    assert [item["encoder"] for item in plan["items"]] == [120, 117]
+    units = [unit for item in plan["items"] for unit in item["units"]]
+    assert [unit["grid"][0] * unit["grid"][1] for unit in units] == [120, 117]
+    assert sum(item["stage1"] for item in plan["items"]) == plan["compression"]["visual_tokens"]["stage1"]
     assert plan["prefill_flops"]["compressed"] < plan["prefill_flops"]["uncompressed"]
     average = plan["compression"]["visual_tokens"]["layer_average"]
     if "visual_tokens" in compression:
@@ -98,7 +102,7 @@ def test_the_plan_is_what_happens(server, compression):
 def test_the_server_says_what_it_serves(server):
     about = server.client.get("/v1/compression").json()
     assert about["visual_tokens_per_image"] is None
-    assert about["modalities"] == {"image": {"unit": "image", "quality": "published"}}
+    assert about["modalities"] == {"image": {"unit": "image", "quality": "published", "max_tokens": 1024}}
     assert about["presets"]["aggressive"]["dominant"] == 0.125
     assert about["presets"]["aggressive"]["reduction"] == 0.8893
 

@@ -88,13 +88,14 @@ def test_internvl_plans_previews_and_answers(tmp_path):
     question = [*picture_and_text(paths[0], "")[:1], *picture_and_text(paths[1], "What is it?")]
     with duet_server(tmp_path / "log", checkpoint) as server:
         about = server.client.get("/v1/compression").json()
-        assert about["modalities"]["image"] == {"unit": "tile", "quality": "unproven"}
+        assert about["modalities"]["image"] == {"unit": "tile", "quality": "unproven", "max_tokens": 5 * 16}
         request = chat(question, compression={"preset": "balanced", "guide": "all"})
         plan = server.client.post("/v1/compression/plan", json=request).json()
         answer = server.client.post("/v1/chat/completions", json=request).json()
         assert plan["compression"] == answer["usage"]["compression"]
         entering = round(170 / 576 * 16) + round(32 / 576 * 16)
         assert plan["compression"]["visual_tokens"]["encoder"] == 4 * 16
+        assert [len(item["units"]) for item in plan["items"]] == [1, 3]
         assert plan["compression"]["visual_tokens"]["stage1"] == 4 * entering
         preview = server.client.post("/v1/compression/preview", json=request).json()
         assert [tile["grid"] for tile in preview["patches"]] == [[4, 4]] * 4

@@ -14,12 +14,13 @@ from prometheus_client import Counter, Histogram
 from duet_server.api.errors import Reason
 from duet_server.stage_metrics import STAGE1_SECONDS, STAGE2_SECONDS
 
-STAGES = ("encoder", "stage1", "llm")
+MODALITIES = ("image",)
+STAGES = {"encoder": "encoder", "stage1": "stage1", "llm": "layer_average"}  # and their keys in a usage
 
 _VISUAL_TOKENS = Counter(
     "duet_visual_tokens",
-    "Visual tokens by stage: after the vision encoder, after stage 1, and averaged over decoder layers.",
-    ["model_name", "stage"],
+    "Visual tokens by modality and stage: after the vision encoder, after stage 1, and averaged over decoder layers.",
+    ["model_name", "modality", "stage"],
 )
 _REQUESTS = Counter("duet_requests", "Accepted chat requests by compression preset.", ["model_name", "preset"])
 _REDUCTION = Histogram(
@@ -45,7 +46,9 @@ class CompressionMetrics:
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
-        self._tokens = [_VISUAL_TOKENS.labels(model_name, stage) for stage in STAGES]
+        for modality in MODALITIES:
+            for stage in STAGES:
+                _VISUAL_TOKENS.labels(model_name, modality, stage)
         self._rejected = {reason: _REJECTED.labels(model_name, reason) for reason in get_args(Reason)}
         self._reduction = _REDUCTION.labels(model_name)
         self._saved = _SAVED.labels(model_name)
@@ -58,9 +61,10 @@ class CompressionMetrics:
 
     def count_compression(self, usage: Mapping[str, Any]) -> None:
         """Count the savings of an accepted request with images, given its ``usage.compression``."""
-        tokens, cache = usage["visual_tokens"], usage["kv_cache"]
-        for series, key in zip(self._tokens, ("encoder", "stage1", "layer_average"), strict=True):
-            series.inc(tokens[key])
+        cache = usage["kv_cache"]
+        for modality, tokens in usage["by_modality"].items():
+            for stage, key in STAGES.items():
+                _VISUAL_TOKENS.labels(self._model_name, modality, stage).inc(tokens[key])
         self._reduction.observe(usage["reduction"])
         self._saved.inc(cache["token_layers_uncompressed"] - cache["token_layers"])
 

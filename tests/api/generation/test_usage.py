@@ -40,7 +40,10 @@ def test_all_other_events_are_unchanged(untouched):
 
 def of_prompt(num_images, segments, token_layers):
     tokens = {"encoder": 10 * num_images, "segments": segments, "layer_average": sum(segments) / 2}
-    return {"visual_tokens": tokens, "reduction": 0.1, "kv_cache": {"token_layers": token_layers}, "settings": "same"}
+    modalities = {"image": {"items": num_images}} if num_images else {}
+    cache = {"token_layers": token_layers}
+    totals = {"visual_tokens": tokens, "by_modality": modalities, "kv_cache": cache}
+    return {**totals, "reduction": 0.1, "settings": "same"}
 
 
 def test_usage_is_summed_over_prompts():

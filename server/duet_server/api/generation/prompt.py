@@ -136,7 +136,7 @@ class CompressedPrompt:
 
     def usage(self, shape: ModelShape) -> dict[str, Any]:
         """The value of ``usage.compression``."""
-        return compression_usage(self.settings, shape, self.num_encoded, self.plan, self.notes)
+        return compression_usage(self.settings, shape, self.items, self.plan, self.notes)
 
 
 def items_of(engine_input: Mapping[str, Any], modality: str) -> list[Any]:

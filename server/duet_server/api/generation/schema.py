@@ -118,6 +118,15 @@ class VisualTokens(BaseModel):
     layer_average: float = Field(description="Visual tokens averaged over all decoder layers.")
 
 
+class ModalityTokens(BaseModel):
+    """The same numbers for the images, or the videos, of the request."""
+
+    items: int = Field(description="How many there are.")
+    encoder: int
+    stage1: int
+    layer_average: float
+
+
 class KVCacheUsage(BaseModel):
     """The prompt's KV cache. A token-layer is one prompt token, text included, in one decoder layer."""
 
@@ -143,6 +152,7 @@ class CompressionUsage(BaseModel):
     """The effect of compression on a request."""
 
     visual_tokens: VisualTokens
+    by_modality: dict[str, ModalityTokens]
     reduction: float = Field(description="Share of visual tokens removed, averaged over decoder layers.")
     kv_cache: KVCacheUsage
     settings: ResolvedSettings

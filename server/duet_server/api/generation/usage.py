@@ -25,10 +25,11 @@ def total_usage(usages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | 
     present = [usage for usage in usages if usage is not None]
     if not present:
         return None
-    tokens, cache = (_sum([usage[key] for usage in present]) for key in ("visual_tokens", "kv_cache"))
+    summed = {key: _sum([usage[key] for usage in present]) for key in ("visual_tokens", "by_modality", "kv_cache")}
+    tokens = summed["visual_tokens"]
     reduction = round(1 - tokens["layer_average"] / tokens["encoder"], 4) if tokens["encoder"] else 0.0
     notes = list(dict.fromkeys(note for usage in present for note in usage.get("notes", ())))
-    total = {**present[0], "visual_tokens": tokens, "reduction": reduction, "kv_cache": cache}
+    total = {**present[0], **summed, "reduction": reduction}
     return total | ({"notes": notes} if notes else {})
 
 
@@ -60,10 +61,11 @@ def _dump(chunk: Any) -> str:
     return json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
 
 
-def _sum(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum key by key; lists are summed item by item."""
-    columns = {key: [count[key] for count in counts] for key in counts[0]}
-    return {
-        key: [sum(items) for items in zip(*column, strict=True)] if isinstance(column[0], list) else sum(column)
-        for key, column in columns.items()
-    }
+def _sum(counts: Sequence[Any]) -> Any:
+    """Sum numbers; lists item by item, objects key by key."""
+    if isinstance(counts[0], Mapping):
+        keys = dict.fromkeys(key for count in counts for key in count)
+        return {key: _sum([count[key] for count in counts if key in count]) for key in keys}
+    if isinstance(counts[0], list):
+        return [sum(column) for column in zip(*counts, strict=True)]
+    return sum(counts)

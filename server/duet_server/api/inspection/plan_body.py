@@ -7,7 +7,7 @@ from typing import Any
 
 from duet_server.api.generation.prompt import CompressedPrompt
 from duet_server.api.served_model import ServedModel
-from duet_server.plan import ModelShape, kv_bytes, prefill_flops
+from duet_server.plan import ModelShape, VisualItem, kv_bytes, prefill_flops
 
 
 def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": served.name,
         "images": len(prompt.items),
+        "items": [_item(item) for item in prompt.items],
         "prompt_tokens": _cost(layout.num_tokens, num_uncompressed),
         "segments": _segments(prompt, shape),
         "kv_cache_bytes": _cost(
@@ -36,6 +37,11 @@ def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
         "compression": usage,
     }
     return body | ({"notice": served.notice} if served.notice else {})
+
+
+def _item(item: VisualItem) -> dict[str, Any]:
+    units = [{"grid": [unit.rows, unit.columns], "stage1": unit.num_entering} for unit in item.units]
+    return {"modality": item.modality, "encoder": item.num_tokens, "stage1": item.num_entering, "units": units}
 
 
 def _segments(prompt: CompressedPrompt, shape: ModelShape) -> list[dict[str, Any]]:

@@ -26,7 +26,13 @@ router = APIRouter()
 async def show_compression(raw_request: Request) -> dict[str, Any]:
     """The model's boundaries, its presets as token counts, and the server's limits."""
     served: ServedModel = raw_request.app.state.duet.served
-    return served.describe()
+    about = served.describe()
+    if served.shape is not None:
+        # vLLM's processors of images have this method, from which vLLM sizes its encoder's memory.
+        info = raw_request.app.state.openai_serving_chat.renderer.get_mm_processor().info
+        if hasattr(info, "get_max_image_tokens"):
+            about["modalities"]["image"]["max_tokens"] = info.get_max_image_tokens()
+    return about
 
 
 @router.post(

@@ -24,11 +24,28 @@ class Cost(BaseModel):
     uncompressed: float
 
 
+class UnitTokens(BaseModel):
+    """What the vision tower attends within, and what stage 1 chooses from: an image or a tile."""
+
+    grid: tuple[int, int] = Field(description="Rows and columns of visual tokens that the tower makes.")
+    stage1: int = Field(description="How many of them stage 1 keeps; all if it leaves the unit whole.")
+
+
+class ItemTokens(BaseModel):
+    """What becomes of one image of the prompt."""
+
+    modality: str
+    encoder: int = Field(description="Visual tokens without compression.")
+    stage1: int = Field(description="Visual tokens that enter the language model.")
+    units: list[UnitTokens] = Field(description="Its units in the tower's order; empty for image embeddings.")
+
+
 class CompressionPlan(BaseModel):
     """What a request would cost. Nothing is generated."""
 
     model: str
     images: int
+    items: list[ItemTokens] = Field(description="The images in the prompt's order.")
     prompt_tokens: Cost = Field(description="Prompt tokens that enter the language model.")
     segments: list[SegmentCounts]
     kv_cache_bytes: Cost = Field(description="Keys and values of the prompt in all decoder layers.")
@@ -100,8 +117,8 @@ class CompressionInfo(BaseModel):
     visual_tokens_per_image: int | None = Field(None, description="null if images differ in size.")
     modalities: dict[str, dict[str, Any]] | None = Field(
         None,
-        description="What the model takes: the unit from which stage 1 chooses, and whether the quality of compressed "
-        "answers is published for this family of models or unproven.",
+        description="What the model takes: the unit from which stage 1 chooses, whether the quality of compressed "
+        "answers is published for this family of models or unproven, and the most visual tokens of one image.",
     )
     default: str | dict[str, Any] | None = None
     presets: dict[str, dict[str, Any]] | None = None

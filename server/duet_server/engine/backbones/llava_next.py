@@ -18,6 +18,7 @@ class LlavaNext(Llava):
     """Stage 1 cuts every tile and the small view on its own. Then there are no newlines, and padding is not removed."""
 
     unit_name = "tile"
+    is_proven = False
 
     def variant(self, hf_config: Any) -> "LlavaNext":
         return self
