@@ -18,8 +18,8 @@ from tests.oracle.vision_stage import tower_features
 class LlavaNextOracle(Oracle):
     """The authors' rule. A unit is a view: the small one of the whole picture, then its tiles, row by row.
 
-    With stage 1 on, there are no newlines, and padding is not removed. With stage 1 off, rows are those of
-    transformers, and a picture has one list of places.
+    With stage 1 on, there are no newlines, and padding is not removed. With stage 1 off, and for a picture that would
+    have more tokens with it, rows are those of transformers, and a picture has one list of places.
     """
 
     @torch.inference_mode()
@@ -42,11 +42,11 @@ class LlavaNextOracle(Oracle):
 
     def cut(self, image: Image.Image, counts: Counts) -> tuple[Tensor, list[list[int]]]:
         """The rows ``[n, width]`` that enter the decoder, and for each view the patches that its rows stand at."""
-        views = self.views(image)
+        views, whole = self.views(image), self._rows_of_stock(image)
         of_view = counts(len(views[0].score))
-        if of_view is None:
-            rows = self._rows_of_stock(image)
-            return rows, [list(range(len(rows)))]
+        # Tiles that are cut keep their padding, and each brings its class token.
+        if of_view is None or len(views) * (sum(of_view[:2]) - 1) > len(whole):
+            return whole, [list(range(len(whole)))]
         chosen = [choose(view, of_view) for view in views]
         rows = self._in_the_authors_order(chosen, views[0].grid, self._num_tile_columns(image), of_view[0])
         return self.model.model.multi_modal_projector(rows), [places for _, places in chosen]

@@ -118,6 +118,13 @@ def test_presets_as_shares_are_the_authors_counts_for_576_tokens(name, has_cls):
     assert cut_units(rule, [(24, 24)] * 3, has_cls=has_cls) == [expected] * 3
 
 
+@pytest.mark.parametrize(("num_tokens", "is_cut"), [(1223, False), (1224, True), (2304, True)])
+def test_a_cut_never_lets_more_tokens_enter(num_tokens, is_cut):
+    """300 + 7 rows of each of four tiles are 1,228, with four class tokens."""
+    units = cut_units(Stage1Rule(300, 7, 4), [(24, 24)] * 4, has_cls=True, num_tokens=num_tokens)
+    assert units == [Unit(24, 24, 300, 7, 4) if is_cut else Unit(24, 24)] * 4
+
+
 @given(st.sampled_from(["light", "balanced", "aggressive", "visionzip"]), st.integers(1, 4000), st.booleans())
 def test_presets_as_shares_are_within_a_token_of_scaled_counts(name, num_tokens, has_cls):
     """They differ where a count lies halfway between two whole numbers."""

@@ -72,7 +72,9 @@ def cut_units(
     """The units of one image or video, with the counts that the rule gives them. Nothing else turns rules into counts.
 
     Units stay whole without a rule, and where it would remove no token. With ``has_cls``, counts for each unit always
-    cut it, because the class token enters only with a cut.
+    cut it, because the class token enters only with a cut. All units of an item stay whole if more tokens would enter
+    than without stage 1, apart from class tokens: LLaVA-NeXT removes much padding from some images, but not of tiles
+    that are cut.
 
     Args:
         rule: stage 1's rule; None if stage 1 is off.
@@ -95,10 +97,12 @@ def cut_units(
     else:
         counts = [_unit_counts(rule, size, int(has_cls)) for size in sizes]
     width = rule.cluster_width if rule else 0
-    return [
+    units = [
         Unit(*grid, *pair, width) if pair[0] and (has_cls or sum(pair) < size) else Unit(*grid)
         for grid, size, pair in zip(grids, sizes, counts, strict=True)
     ]
+    most = num_tokens + has_cls * len(units)
+    return units if sum(unit.num_entering for unit in units) <= most else [Unit(*grid) for grid in grids]
 
 
 def excess_positions(units: Iterable[Unit]) -> int:
