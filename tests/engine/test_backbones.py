@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.checkpoints import internvl, llava, llava_next, qwen_vl
 from tests.engine.in_process import Ask, InProcessEngine, in_process_engine, text_ids
+from tests.engine.stock_tokens import stock_tokens
 from tests.oracle.families import InternVLChatOracle, InternVLOracle, LlavaOracle, Qwen25Oracle, QwenOracle
 from tests.oracle.general import Generated, Oracle
 from tests.oracle.tiles import LlavaNextOracle
@@ -34,6 +35,17 @@ class Family:
     after_image: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]  # of pictures, in pixels
     has_cls: bool = False
+
+    def ask(self, seed: int, num_images: int, **settings: Any) -> Ask:
+        """A prompt of pictures of random sizes with text between them; two of three pictures touch."""
+        rng = np.random.default_rng(seed)
+        images, ids = [], [1, *text_ids(seed, 3)]
+        for idx in range(num_images):
+            width, height = self.sizes[int(rng.integers(len(self.sizes)))]
+            images.append(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+            ids += [*self.before_image, self.image_token_id, *self.after_image]
+            ids += text_ids(seed + idx, 2) if idx != 1 else []
+        return Ask([*ids, *text_ids(seed + 9, 5)], images, max_tokens=NUM_TOKENS, **settings)
 
 
 def qwen(name: str, oracle: type[Oracle] = QwenOracle) -> Family:
@@ -108,15 +120,7 @@ class Served:
     oracle: Oracle
 
     def ask(self, seed: int, num_images: int, **settings: Any) -> Ask:
-        """A prompt of pictures of random sizes with text between them; two of three pictures touch."""
-        rng, family = np.random.default_rng(seed), self.family
-        images, ids = [], [1, *text_ids(seed, 3)]
-        for idx in range(num_images):
-            width, height = family.sizes[int(rng.integers(len(family.sizes)))]
-            images.append(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
-            ids += [*family.before_image, family.image_token_id, *family.after_image]
-            ids += text_ids(seed + idx, 2) if idx != 1 else []
-        return Ask([*ids, *text_ids(seed + 9, 5)], images, max_tokens=NUM_TOKENS, **settings)
+        return self.family.ask(seed, num_images, **settings)
 
     def expected(self, ask: Ask) -> Generated:
         return self.oracle.generate(
@@ -139,15 +143,33 @@ def counts_of(stage1: tuple[float, float, int] | None, num_tokens: int, has_cls:
     return dominant, min(contextual, num_tokens + has_cls - dominant), stage1[2]
 
 
+OFF = ((0, 1), (1, 2), (2, 4))  # uncompressed prompts: seeds and numbers of pictures
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    return {name: family.write(tmp_path_factory.mktemp("checkpoint")) for name, family in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module")
+def stock(checkpoints, tmp_path_factory) -> dict[str, list[list[int]]]:
+    """The tokens of stock vLLM for the prompts ``OFF`` of every family."""
+    jobs = [
+        (path, engine_args(name), [FAMILIES[name].ask(*prompt) for prompt in OFF]) for name, path in checkpoints.items()
+    ]
+    return dict(zip(checkpoints, stock_tokens(jobs, tmp_path_factory.mktemp("stock") / "jobs"), strict=True))
+
+
+def engine_args(name: str) -> dict[str, Any]:
+    limits = {"image": 4} | ({"video": 0} if not name.startswith("llava") else {})
+    return {"limit_mm_per_prompt": limits, "block_size": 32, "trust_remote_code": name == "internvl chat"}
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
-def served(request, tmp_path_factory) -> Served:
-    family = FAMILIES[request.param]
-    checkpoint = family.write(tmp_path_factory.mktemp("checkpoint"))
-    duet = {"boundaries": list(BOUNDARIES)}
-    limits = {"image": 4} | ({"video": 0} if not request.param.startswith("llava") else {})
-    engine_args = {"limit_mm_per_prompt": limits, "additional_config": {"duet": duet}, "block_size": 32}
-    engine_args |= {"trust_remote_code": True} if request.param == "internvl chat" else {}
-    with in_process_engine(checkpoint, **engine_args) as engine:
+def served(request, stock, checkpoints) -> Served:
+    checkpoint, duet = checkpoints[request.param], {"boundaries": list(BOUNDARIES)}
+    with in_process_engine(checkpoint, **engine_args(request.param), additional_config={"duet": duet}) as engine:
+        family = FAMILIES[request.param]
         yield Served(family, engine, family.oracle(checkpoint))
 
 
@@ -193,6 +215,11 @@ def test_every_setting_equals_the_oracle_alone_and_in_one_batch(served):
         served.engine.engine.reset_encoder_cache()
         (alone,) = served.engine.tokens(ask)
         assert alone == list(output.token_ids), ask
+
+
+def test_off_gives_the_tokens_of_stock_vllm(served, stock, request):
+    name = request.node.callspec.params["served"]
+    assert served.engine.tokens(*(served.ask(*prompt) for prompt in OFF)) == stock[name]
 
 
 def test_off_is_vllms_own_tower(served):
@@ -244,6 +271,27 @@ def test_caches_small_steps_and_preemptions_change_nothing(served, monkeypatch):
         list(output.outputs[0].token_ids) for _, output in sorted(finished.items(), key=lambda o: int(o[0]))
     ]
     assert served_tokens == undisturbed
+
+
+def test_a_flood_of_pictures_passes_the_tower_in_parts(served, monkeypatch):
+    """Its memory goes by what it encodes, not by what stage 1 keeps: here one token of every picture or tile."""
+    engine, backbone, limit = served.engine, served.engine.model.backbone, 100
+    asks = [served.ask(600 + seed, 4, stage1=(1, 0, 4), keep=[1.0, 0.5]) for seed in range(6)]
+    expected = engine.tokens(*asks)
+    encode, num_rows = backbone.encode, []
+
+    def recorded(*args):
+        rows = encode(*args)
+        num_rows.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(backbone, "encode", recorded)
+    monkeypatch.setattr(engine.model, "max_tokens", limit)
+    engine.llm.reset_mm_cache()
+    engine.engine.reset_encoder_cache()
+    assert engine.tokens(*asks) == expected
+    assert max(num_rows) <= limit * (17 / 16 if served.family.has_cls else 1)
+    assert sum(num_rows) > 3 * limit
 
 
 def test_a_request_beyond_the_decoders_positions_ends_alone(served, monkeypatch):
