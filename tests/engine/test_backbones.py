@@ -147,13 +147,15 @@ OFF = ((0, 1), (1, 2), (2, 4))  # uncompressed prompts: seeds and numbers of pic
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    return {name: family.write(tmp_path_factory.mktemp("checkpoint")) for name, family in FAMILIES.items()}
+def checkpoints(request, tmp_path_factory) -> dict[str, Path]:
+    """A checkpoint of every family that pytest has selected."""
+    selected = {item.callspec.params.get("served") for item in request.session.items if hasattr(item, "callspec")}
+    return {name: FAMILIES[name].write(tmp_path_factory.mktemp("checkpoint")) for name in FAMILIES if name in selected}
 
 
 @pytest.fixture(scope="module")
 def stock(checkpoints, tmp_path_factory) -> dict[str, list[list[int]]]:
-    """The tokens of stock vLLM for the prompts ``OFF`` of every family."""
+    """The tokens of stock vLLM for the prompts ``OFF``."""
     jobs = [
         (path, engine_args(name), [FAMILIES[name].ask(*prompt) for prompt in OFF]) for name, path in checkpoints.items()
     ]
