@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.model import MODEL_DIR_HELP, MODELS, BenchmarkModel
+from benchmarks.models import MODEL_DIR_HELP, MODELS
+from benchmarks.models.base import BenchmarkModel
 from duet_server.engine.timer import Timer
-from duet_server.plan import CompressionSettings, ModelShape, kv_bytes, make_layout, make_plan, presets
+from duet_server.plan import CompressionSettings, kv_bytes, make_layout, make_plan, presets
 from duet_server.plan.wire import encode_extra_args, encode_processor_kwargs
-from duet_training import random_llava
 
-# (stage, where the engine looks the function up, function). An uncompressed step (off) calls only the last one.
+# (stage, where the engine looks the function up, function). An uncompressed step (off) calls only the last one. Stage 1
+# also scores, by a method of the model's backbone.
 STAGE_FUNCTIONS = (
-    ("stage1", "duet_server.engine.backbones.llava:Llava", "score"),
     ("stage1", "duet_server.engine.model", "cut"),
     ("stage2", "duet_server.engine.text_stage", "surviving_rows"),
     ("stage2", "duet_server.engine.text_stage", "gather_rows"),
@@ -37,7 +37,6 @@ STAGE_FUNCTIONS = (
 )
 MODEL_METHODS = ("embed_multimodal", "forward")
 NAMES = ("stage1", "stage2", "model")
-IMAGE_TOKEN_ID = 4
 TEXT_BEFORE = 8  # text tokens before the picture
 MAX_STEP_TOKENS = 4096
 
@@ -95,14 +94,14 @@ def measure_stages(
         batch_size: requests prefilled together.
         rounds: number of rounds; each one times the uncompressed prefill again.
     """
-    settings, rng = presets(model.shape), np.random.default_rng(0)
+    settings, prompts = presets(model.shape), Prompts(model, num_text)
     shares: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     clocks = Clocks(on_gpu=torch.cuda.is_available())
     _wrap(clocks, llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model)
     for round_idx in range(-1, rounds):  # the first round is a warm-up
-        uncompressed = _prefill(llm, clocks, model.shape, settings["off"], num_text, batch_size, rng)["model"]
+        uncompressed = _prefill(llm, clocks, prompts, settings["off"], batch_size)["model"]
         for mode in modes:
-            seconds = _prefill(llm, clocks, model.shape, settings[mode], num_text, batch_size, rng)
+            seconds = _prefill(llm, clocks, prompts, settings[mode], batch_size)
             if round_idx >= 0:
                 shares[mode].append({name: seconds.get(name, 0.0) / uncompressed for name in NAMES})
     return {mode: {name: statistics.median(s[name] for s in shares[mode]) for name in NAMES} for mode in modes}
@@ -130,44 +129,47 @@ def start_engine(model: BenchmarkModel, checkpoint: Path, *, compiled: bool) -> 
 def _wrap(clocks: Clocks, model: Any) -> None:
     for stage, owner, function in STAGE_FUNCTIONS:
         clocks.wrap(stage, resolve_name(owner), function)
+    clocks.wrap("stage1", type(model.backbone), "score")
     for method in MODEL_METHODS:
         clocks.wrap("model", type(model), method)
 
 
+class Prompts:
+    """Random prompts of one picture."""
+
+    def __init__(self, model: BenchmarkModel, num_text: int) -> None:
+        self.model = model
+        self.shape = model.shape
+        self.num_text = num_text
+        self.rng = np.random.default_rng(0)
+
+    def make(self, settings: CompressionSettings) -> dict[str, Any]:
+        from PIL import Image
+
+        side = self.model.picture_size
+        text = [int(token) for token in self.rng.integers(40, 200, self.num_text)]
+        return {
+            "prompt_token_ids": [*text[:TEXT_BEFORE], self.model.image_token, *text[TEXT_BEFORE:]],
+            "multi_modal_data": {"image": Image.fromarray(self.rng.integers(0, 256, (side, side, 3), dtype=np.uint8))},
+            "mm_processor_kwargs": encode_processor_kwargs(settings, self.shape),
+        }
+
+
 def _prefill(
-    llm: Any,
-    clocks: Clocks,
-    shape: ModelShape,
-    settings: CompressionSettings,
-    num_text: int,
-    batch_size: int,
-    rng: np.random.Generator,
+    llm: Any, clocks: Clocks, prompts: Prompts, settings: CompressionSettings, batch_size: int
 ) -> dict[str, float]:
     """Seconds by name for one batch, up to its first output tokens."""
     from vllm import SamplingParams
 
     clocks.take()
     # All text tokens guide. A real question has fewer salient ones, so stage 2's share is an upper bound.
-    entering = settings.num_entering(shape.num_patches)
-    plan = make_plan(make_layout(num_text + entering, [(TEXT_BEFORE, TEXT_BEFORE + entering)]), settings.keep, ())
+    entering = settings.num_entering(prompts.shape.num_patches)
+    layout = make_layout(prompts.num_text + entering, [(TEXT_BEFORE, TEXT_BEFORE + entering)])
+    plan = make_plan(layout, settings.keep, ())
     extra_args = encode_extra_args(plan, "all") if settings.drops else None
     sampling = SamplingParams(temperature=0, max_tokens=1, extra_args=extra_args)
-    llm.generate([_prompt(shape, settings, num_text, rng) for _ in range(batch_size)], sampling, use_tqdm=False)
+    llm.generate([prompts.make(settings) for _ in range(batch_size)], sampling, use_tqdm=False)
     return clocks.take()
-
-
-def _prompt(
-    shape: ModelShape, settings: CompressionSettings, num_text: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    from PIL import Image
-
-    size = random_llava.TOWER_SIZES["image_size"]
-    text = [int(token) for token in rng.integers(40, 200, num_text)]
-    return {
-        "prompt_token_ids": [*text[:TEXT_BEFORE], IMAGE_TOKEN_ID, *text[TEXT_BEFORE:]],
-        "multi_modal_data": {"image": Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))},
-        "mm_processor_kwargs": encode_processor_kwargs(settings, shape),
-    }
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ import torch
 from transformers import LlavaConfig
 
 from benchmarks import check_cli
-from benchmarks.model import MODELS, BenchmarkModel
+from benchmarks.models import LLAVAS
+from benchmarks.models.llava import LlavaModel
 from benchmarks.result_files import table
 from duet_server.plan import CompressionSettings, llava_shape, prefill_flops, resolve_settings
 from duet_training.attention import SDPA_FLOAT32
@@ -30,7 +31,7 @@ IMAGE, NUM_ANSWER = SPECIAL_TOKENS.index("<image>"), 64
 Batch = dict[str, torch.Tensor]
 
 
-def make_model(sizes: BenchmarkModel, device: torch.device) -> DuetLlava:
+def make_model(sizes: LlavaModel, device: torch.device) -> DuetLlava:
     """A model with random weights. Projector and decoder are trained, as in LLaVA-1.5's fine-tuning."""
     config = LlavaConfig(
         vision_config=dict(sizes.vision), text_config=dict(sizes.text), image_token_index=IMAGE, dtype=sizes.dtype
@@ -75,7 +76,7 @@ def step_seconds(
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds per step of each preset, on the same batches."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = make_model(MODELS[args.model], device)
+    model = make_model(LLAVAS[args.model], device)
     shape = llava_shape(model.config, model.boundaries)
     settings = {name: resolve_settings(name, shape) for name in PRESETS}
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -135,7 +136,7 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     parser = check_cli.parser("python -m benchmarks.training", "training", __doc__)
-    parser.add_argument("--model", choices=MODELS, default="small", help="model whose sizes are used (%(default)s)")
+    parser.add_argument("--model", choices=LLAVAS, default="small", help="model whose sizes are used (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="samples per step (%(default)s)")
     parser.add_argument("--text", type=int, default=160, help="text tokens per sample (%(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="measured batches, after one for warm-up (%(default)s)")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.environment import environment
-from benchmarks.model import MODEL_DIR_HELP, MODELS
+from benchmarks.models import MODEL_DIR_HELP, MODELS
 from benchmarks.result_files import RESULTS, default_output, keep
 from benchmarks.servers import Server, ServerFlags, ServerKind, running_server
 from benchmarks.serving.capacity import EqualMemory, Pool
@@ -53,7 +53,7 @@ class Benchmark:
         self.model = MODELS[args.model]
         self.shape = self.model.shape
         self.checkpoint = self.model.write_checkpoint(args.model_dir or directory)
-        self.client = Client(self.checkpoint)
+        self.client = Client(self.checkpoint, self.model.picture_size)
         self.log = args.log or directory / "servers.log"
         self.started = time.monotonic()
         self.environment = environment()

@@ -41,9 +41,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Sends loads; ``checkpoint`` has the tokenizer that counts the tokens of prompts."""
+    """Sends loads.
+
+    ``checkpoint`` has the tokenizer that counts the tokens of prompts. Pictures are squares of ``picture_size`` pixels.
+    """
 
     checkpoint: Path
+    picture_size: int
 
     def measure(
         self, server: Server, load: Load, num_prompts: int, concurrency: int, seed: int | str
@@ -70,7 +74,9 @@ class Client:
         self, server: Server, load: Load, num_prompts: int, concurrency: int, seed: int | str
     ) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
-        requests = make_requests(load, tokenizer, num_prompts, seed)  # make all before the clock starts
+        requests = make_requests(
+            load, tokenizer, num_prompts, seed, self.picture_size
+        )  # make all before the clock starts
         body: dict[str, Any] = {"temperature": 0}
         if load.compression is not None:
             body["compression"] = load.compression
@@ -118,7 +124,9 @@ def _busy_cores(
     }
 
 
-def make_requests(load: Load, tokenizer: Any, num_prompts: int, seed: int | str) -> list[SampleRequest]:
+def make_requests(
+    load: Load, tokenizer: Any, num_prompts: int, seed: int | str, picture_size: int
+) -> list[SampleRequest]:
     """Requests that differ in text and picture."""
     rng = random.Random(seed)
     num_template = _num_tokens(tokenizer, _messages("", load.has_picture)) - int(load.has_picture)
@@ -126,7 +134,7 @@ def make_requests(load: Load, tokenizer: Any, num_prompts: int, seed: int | str)
     requests = []
     for index in range(num_prompts):
         text = _text(rng, load.num_text - num_template)  # one token per character
-        picture = _picture_url(rng.getrandbits(32)) if load.has_picture else None
+        picture = _picture_url(rng.getrandbits(32), picture_size) if load.has_picture else None
         requests.append(
             SampleRequest(
                 prompt=text,
@@ -156,11 +164,11 @@ def _text(rng: random.Random, length: int) -> str:
 
 
 @functools.cache  # every mode gets the same pictures
-def _picture_url(seed: int) -> str:
-    """A JPEG of soft random shapes, 336 x 336, as a data URL."""
+def _picture_url(seed: int, size: int) -> str:
+    """A square JPEG of soft random shapes as a data URL."""
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     encoded = io.BytesIO()
-    Image.fromarray(pixels).resize((336, 336), Image.Resampling.BICUBIC).save(encoded, format="JPEG")
+    Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC).save(encoded, format="JPEG")
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 

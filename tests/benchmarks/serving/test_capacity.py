@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from benchmarks.model import LLAVA_7B
+from benchmarks.models import LLAVA_7B
 from benchmarks.serving.capacity import EqualMemory
 from benchmarks.serving.limits import RequestCost
 from duet_server.plan import presets

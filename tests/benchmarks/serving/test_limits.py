@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.model import LLAVA_7B, SMALL
+from benchmarks.models import LLAVA_7B, SMALL
 from benchmarks.serving.limits import BlockPool, RequestCost
 from duet_server.plan import prefill_flops, presets
 

@@ -26,7 +26,7 @@ def picture(request):
 
 @pytest.mark.parametrize("load", [PICTURES, TEXT], ids=lambda load: load.name)
 def test_prompts_have_the_length_that_was_asked_for(tokenizer, load):
-    for request in make_requests(load, tokenizer, 3, seed=0):
+    for request in make_requests(load, tokenizer, 3, seed=0, picture_size=336):
         prompt = tokenizer.apply_chat_template(request.chat_messages, add_generation_prompt=True, tokenize=False)
         num_tokens = len(tokenizer.encode(prompt, add_special_tokens=False))
         assert num_tokens - prompt.count("<image>") == load.num_text
@@ -34,13 +34,13 @@ def test_prompts_have_the_length_that_was_asked_for(tokenizer, load):
 
 
 def test_pictures_have_the_encoders_size(tokenizer):
-    assert picture(make_requests(PICTURES, tokenizer, 1, seed=0)[0]).size == (336, 336)
+    assert picture(make_requests(PICTURES, tokenizer, 1, seed=0, picture_size=336)[0]).size == (336, 336)
 
 
 def test_a_seed_gives_the_same_requests_and_no_request_twice(tokenizer):
-    requests = make_requests(PICTURES, tokenizer, 3, seed=0)
-    assert requests == make_requests(PICTURES, tokenizer, 3, seed=0)
-    others = make_requests(PICTURES, tokenizer, 3, seed="1")
+    requests = make_requests(PICTURES, tokenizer, 3, seed=0, picture_size=336)
+    assert requests == make_requests(PICTURES, tokenizer, 3, seed=0, picture_size=336)
+    others = make_requests(PICTURES, tokenizer, 3, seed="1", picture_size=336)
     assert len({picture(request).tobytes() for request in [*requests, *others]}) == 6
 
 

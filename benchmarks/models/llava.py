@@ -1,4 +1,4 @@
-"""The models that the benchmarks serve: LLaVA-1.5-7B's shape, and a small one with a similar share of tower FLOPs."""
+"""LLaVA-1.5-7B's shape, and a small one with a similar share of tower FLOPs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from duet_training import random_llava
 
 
 @dataclass(frozen=True, slots=True)
-class BenchmarkModel:
-    """A LLaVA of these sizes; vLLM makes up its weights."""
+class LlavaModel:
+    """A LLaVA of these sizes."""
 
     vision: random_llava.Sizes
     text: random_llava.Sizes
     dtype: str
+    image_token: int = random_llava.SPECIAL_TOKENS.index("<image>")
+
+    @property
+    def picture_size(self) -> int:
+        size: int = self.vision["image_size"]
+        return size
 
     @property
     def shape(self) -> ModelShape:
@@ -25,13 +31,12 @@ class BenchmarkModel:
         return llava_shape(config, default_boundaries(self.text["num_hidden_layers"]))
 
     def write_checkpoint(self, directory: Path) -> Path:
-        """Write everything except weights into a directory. Returns its absolute path, a key of the compile cache."""
         directory.mkdir(parents=True, exist_ok=True)
         return random_llava.write_llava_without_weights(directory.resolve(), self.vision, self.text)
 
 
 # 1/80 of the large model's FLOPs. The tower takes 4.6 % of the prefill FLOPs, and 4.2 % in the large model.
-SMALL = BenchmarkModel(
+SMALL = LlavaModel(
     vision={
         **random_llava.TOWER_SIZES,
         "hidden_size": 256,
@@ -51,7 +56,7 @@ SMALL = BenchmarkModel(
     },
     dtype="float32",
 )
-LLAVA_7B = BenchmarkModel(
+LLAVA_7B = LlavaModel(
     vision={
         **random_llava.TOWER_SIZES,
         "hidden_size": 1024,
@@ -72,5 +77,3 @@ LLAVA_7B = BenchmarkModel(
     },
     dtype="bfloat16",
 )
-MODELS = {"small": SMALL, "llava-1.5-7b": LLAVA_7B}
-MODEL_DIR_HELP = "folder for the model; a later run with it reuses what vLLM compiled (a new temporary folder)"
