@@ -71,15 +71,10 @@ class Qwen3VLModel:
 
     @property
     def rope_parameters(self) -> dict[str, Any]:
-        """3/8, 5/16 and 5/16 of a head's frequencies for the three axes, as published. vLLM does not check their sum."""
-        sixteenth = self.text["head_dim"] // 32
-        sections = [6 * sixteenth, 5 * sixteenth, 5 * sixteenth]
-        return {
-            "rope_type": "default",
-            "rope_theta": 5e6,
-            "mrope_section": sections,
-            "mrope_interleaved": True,
-        }
+        """A head's frequencies are split by 6 : 5 : 5 among the three axes. vLLM reads past the end if they are fewer."""
+        sections = [self.text["head_dim"] * part // 32 for part in (6, 5, 5)]
+        rotary = {"rope_type": "default", "rope_theta": 5e6}
+        return {**rotary, "mrope_section": sections, "mrope_interleaved": True}
 
     @property
     def shape(self) -> ModelShape:

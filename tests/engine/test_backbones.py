@@ -208,6 +208,8 @@ def test_every_setting_equals_the_oracle_alone_and_in_one_batch(served):
         for seed, settings in enumerate(SETTINGS)
         for num_images in (1, 3)
     ]
+    # The same pictures under several settings, which caches must keep apart.
+    asks += [served.ask(700, 2, sampling={"logprobs": -1}, **settings) for settings in SETTINGS[::2]]
     text = Ask([1, *text_ids(5, 20)], max_tokens=NUM_TOKENS, sampling={"logprobs": -1})
     together = served.engine.generate(*asks, text)
     num_compared = sum(check(served, ask, output) for ask, output in zip([*asks, text], together, strict=True))

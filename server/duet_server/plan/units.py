@@ -83,26 +83,28 @@ def cut_units(
         num_tokens: the visual tokens that the language model gets without stage 1, which the number for a whole image
             or video refers to; None if they are all that the tower makes. LLaVA-NeXT removes padding and adds newlines.
     """
-    sizes = [rows * columns for rows, columns in grids]
-    num_made = sum(sizes)
+    whole = [Unit(*grid) for grid in grids]
+    num_made = sum(unit.num_tokens for unit in whole)
     num_tokens = num_made if num_tokens is None else num_tokens
     if rule is None:
-        counts = [(0, 0)] * len(sizes)
-    elif rule.contextual == TOTAL:
+        return whole
+    if rule.contextual == TOTAL:
         total = int(rule.dominant * num_tokens if rule.dominant < 1 else rule.dominant)
-        edges = [0, *(min(total, num_made) * end // num_made for end in accumulate(sizes))]
+        if total >= num_tokens:
+            return whole
+        edges = [0, *(min(total, num_made) * end // num_made for end in accumulate(unit.num_tokens for unit in whole))]
         parts = [max(1, end - start) for start, end in pairwise(edges)]
-        counts = [split_total(part, size) for part, size in zip(parts, sizes, strict=True) if total < num_tokens]
-        counts = counts or [(0, 0)] * len(sizes)
+        counts = [split_total(part, unit.num_tokens) for part, unit in zip(parts, whole, strict=True)]
     else:
-        counts = [_unit_counts(rule, size, int(has_cls)) for size in sizes]
-    width = rule.cluster_width if rule else 0
+        counts = [_unit_counts(rule, unit.num_tokens, int(has_cls)) for unit in whole]
     units = [
-        Unit(*grid, *pair, width) if pair[0] and (has_cls or sum(pair) < size) else Unit(*grid)
-        for grid, size, pair in zip(grids, sizes, counts, strict=True)
+        unit._replace(dominant=pair[0], contextual=pair[1], cluster_width=rule.cluster_width)
+        if has_cls or sum(pair) < unit.num_tokens
+        else unit
+        for unit, pair in zip(whole, counts, strict=True)
     ]
     most = num_tokens + has_cls * len(units)
-    return units if sum(unit.num_entering for unit in units) <= most else [Unit(*grid) for grid in grids]
+    return units if sum(unit.num_entering for unit in units) <= most else whole
 
 
 def excess_positions(units: Iterable[Unit]) -> int:
