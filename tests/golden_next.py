@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
+from transformers import LlavaNextConfig, LlavaNextModel
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from tests.golden_cases import GOLDEN_DIR, GoldenFields
 
 FOLDER = GOLDEN_DIR / "llava_next"
 CHECKPOINT = FOLDER / "checkpoint"
 BOUNDARIES = (2, 4, 6)  # serve every case
+
+
+def whole_rows(height: int, width: int) -> list[int]:
+    """For each row of an uncompressed picture, the number of its token, by transformers; -1 for a newline."""
+    config = LlavaNextConfig.from_pretrained(CHECKPOINT)
+    side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    num_views = 1 + math.prod(get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, side))
+    numbers = torch.arange(num_views * (side // patch) ** 2).view(num_views, -1, 1)
+    model, newline = SimpleNamespace(config=config), torch.tensor([-1])
+    (rows,), _ = LlavaNextModel.pack_image_features(model, [numbers], [(height, width)], "default", newline)
+    return rows[:, 0].tolist()
 
 
 class GoldenNextCase(GoldenFields):

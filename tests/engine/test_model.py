@@ -10,18 +10,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlavaNextConfig
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from duet_kernels import select_and_merge
 from duet_server.engine.backbones import table
 from duet_server.engine.backbones.internvl import INTERNLM2, InternVL
 from duet_server.engine.backbones.llava import Llava, LlavaSiglip
+from duet_server.engine.backbones.llava_next import LlavaNext
 from duet_server.engine.cut import Encoded, cut
 from duet_server.engine.model import batches
 from duet_server.engine.positions import KeptPositions
 from duet_server.engine.processor import shrink
 from duet_server.engine.vllm_internals import PlaceholderRange
 from duet_server.plan import Unit
+from tests.golden_next import CHECKPOINT, whole_rows
 
 IMAGE, TIME = 7, 8  # tokens
 
@@ -175,6 +178,14 @@ def test_other_packages_may_add_backbones(monkeypatch):
     finally:
         for cached in (table.backbones, table.backbone_of):
             cached.cache_clear()
+
+
+@given(st.integers(20, 1500), st.integers(20, 1500))
+@settings(max_examples=60)
+def test_rows_of_a_whole_llava_next_picture(height, width):
+    config = LlavaNextConfig.from_pretrained(CHECKPOINT)
+    item = {"image_sizes": SimpleNamespace(data=torch.tensor([height, width]))}
+    assert LlavaNext().whole_rows(config, item) == whole_rows(height, width)
 
 
 def test_internlm2_has_other_names():

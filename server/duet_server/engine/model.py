@@ -14,7 +14,7 @@ from duet_server.engine.tap import Tap
 from duet_server.engine.text_stage import segment_decoder
 from duet_server.engine.vllm_internals import VllmConfig
 from duet_server.plan import Unit, any_cut
-from duet_server.plan.wire import LENGTH_KEY, TRACE_KEY, UNITS_KEY
+from duet_server.plan.wire import LENGTH_KEY, ROWS_KEY, TRACE_KEY, UNITS_KEY
 from duet_server.stage_metrics import STAGE1_SECONDS
 
 
@@ -62,7 +62,8 @@ class DuetModel:
         """The rows of each item: vLLM's own, or those that stage 1 keeps."""
         fields = pop_field(inputs, UNITS_KEY, self.backbone.modalities)
         traced = pop_field(inputs, TRACE_KEY, self.backbone.modalities)
-        pop_field(inputs, LENGTH_KEY, self.backbone.modalities)
+        for key in (LENGTH_KEY, ROWS_KEY):
+            pop_field(inputs, key, self.backbone.modalities)
         items = [[Unit(*row) for row in field.tolist()] for field in ([] if fields is None else fields)]
         if items and not self.is_warm:
             self.sample = self.backbone.select(inputs, items, 0, 1), items[0]

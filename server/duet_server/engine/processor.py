@@ -16,6 +16,7 @@ from duet_server.engine.item_fields import without
 from duet_server.plan import Unit, any_cut, cut_units
 from duet_server.plan.wire import (
     LENGTH_KEY,
+    ROWS_KEY,
     RULE_KEY,
     TRACE_KEY,
     UNITS_KEY,
@@ -25,7 +26,7 @@ from duet_server.plan.wire import (
     units_of,
 )
 
-FIELDS = (UNITS_KEY, LENGTH_KEY, TRACE_KEY)
+FIELDS = (UNITS_KEY, LENGTH_KEY, TRACE_KEY, ROWS_KEY)
 
 
 class DuetProcessor:
@@ -63,6 +64,8 @@ class DuetProcessor:
                 pictures = mm_items.get_items("image", ImageProcessorItems)
                 traced = [TracedPicture(trace_id, idx, *pictures.get_image_size(idx)) for idx in range(len(items))]
                 data[field_key(TRACE_KEY, modality)] = torch.tensor(traced)
+                if None not in (rows := [backbone.whole_rows(config, item) for item in items]):
+                    data[field_key(ROWS_KEY, modality)] = list(map(torch.tensor, rows))
         return data
 
     def _get_mm_fields_config(

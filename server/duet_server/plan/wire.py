@@ -33,6 +33,7 @@ LENGTH_KEY = "duet_length"  # a field of every image: the visual tokens that the
 HELD_KEY = "duet_held"  # in extra_args: for each segment, the rows that it holds of each pool
 GUIDE_KEY = "duet_guide"  # in extra_args: one of GUIDE_CHOICES
 SALIENT_KEY = "duet_salient"  # in extra_args, for the guide "salient": the prompt rows of salient words
+ROWS_KEY = "duet_rows"  # a field of an image of a trace: Backbone.whole_rows
 TRACE_KEY = "duet_trace"  # in both, then a field of every image, TracedPicture: the id of the trace
 MAX_TRACE_ID = (1 << 63) - 1
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any, NamedTuple
 
-from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.prompt import items_of
-from duet_server.plan import ModelShape, Unit, VisualItem
-from duet_server.plan.errors import Words
-from duet_server.plan.wire import TRACE_KEY, TracedPicture, field_key
+from duet_server.plan import ModelShape, Unit, VisualItem, any_cut
+from duet_server.plan.wire import ROWS_KEY, TRACE_KEY, TracedPicture, field_key
 
 Trace = Mapping[str, Mapping[int, Any]]  # the result of duet_server.engine.trace.Traces.take
 NOTHING: Trace = {"images": {}, "segments": {}}
@@ -28,6 +26,8 @@ class Picture:
         height: of the client's picture, in pixels.
         units: what the tower encodes of it.
         pixels: the vision tower's input for each unit: ``[3, height, width]``, or one row for each patch.
+        whole_rows: for each row of the picture if it stays whole, the number of its token; -1 for a row that is none.
+            None if these are the units' tokens one after another.
     """
 
     image_idx: int
@@ -36,10 +36,11 @@ class Picture:
     height: int
     units: tuple[Unit, ...]
     pixels: Any
+    whole_rows: Sequence[int] | None = None
 
 
 class Token(NamedTuple):
-    """A visual token of a unit: CLS, an unchanged patch or a contextual token, in this order."""
+    """A visual token of a unit: CLS, an unchanged patch or a contextual token, in this order. -1 stands for no unit."""
 
     unit_idx: int
     kind: int
@@ -56,8 +57,17 @@ def pictures_of(engine_input: Mapping[str, Any], visual_items: Sequence[VisualIt
         traced = TracedPicture(*item[field_key(TRACE_KEY, "image")].data.tolist())
         (pixels,) = (item[key].data for key in ("pixel_values", "pixel_values_flat") if key in item)
         by_unit = pixels if pixels.ndim == 4 else [pixels]
+        rows = item.get(field_key(ROWS_KEY, "image"))
         result.append(
-            Picture(traced.image_idx, visual_item.span, traced.width, traced.height, visual_item.units, by_unit)
+            Picture(
+                traced.image_idx,
+                visual_item.span,
+                traced.width,
+                traced.height,
+                visual_item.units,
+                by_unit,
+                rows and rows.data.tolist(),
+            )
         )
     return result
 
@@ -79,19 +89,14 @@ def describe_patches(
         shape: the model's shape.
         processor: the Hugging Face image processor. Its resizing and cropping decide which area the patches cover.
         overview: which of a picture's units shows all of it.
-
-    Raises:
-        RequestRefusedError: for a picture whose rows are not those of its units.
     """
     segments = _segments(trace, num_prompt_tokens, len(shape.boundaries) + 1)
     layers = list(pairwise((0, *shape.boundaries, shape.decoder.num_layers)))
     described = []
     for picture in pictures:
         stage1 = trace["images"].get(picture.image_idx) or [None] * len(picture.units)
-        tokens = _tokens(picture.units, stage1, has_cls=shape.vision.has_cls)
-        if len(tokens) != picture.span[1] - picture.span[0]:
-            value = Words("tiles that are joined, as without stage 1")
-            raise RequestRefusedError("unsupported", "compression", value, "counts of stage 1, or a preset")
+        tokens = _tokens(picture, stage1, has_cls=shape.vision.has_cls)
+        assert len(tokens) == picture.span[1] - picture.span[0], f"{len(tokens)=} {picture.span=}"
         for unit_idx, unit in enumerate(picture.units):
             held = [_held(picture.span, rows, tokens, unit_idx) for rows, _ in segments]
             scores = [_scores(picture.span, tokens, ranked, unit_idx) for _, ranked in segments]
@@ -152,9 +157,13 @@ def _segments(trace: Trace, num_tokens: int, num_segments: int) -> list[tuple[li
     return segments
 
 
-def _tokens(units: Sequence[Unit], stage1: Sequence[Mapping[str, Any] | None], *, has_cls: bool) -> list[Token]:
+def _tokens(picture: Picture, stage1: Sequence[Mapping[str, Any] | None], *, has_cls: bool) -> list[Token]:
     """The tokens of a picture that entered the language model, in the order of their rows."""
+    units = picture.units
     by_unit = [_unit_tokens(*entry, has_cls=has_cls) for entry in zip(count(), units, stage1, strict=False)]
+    if not any_cut(units) and picture.whole_rows is not None:
+        tokens = [token for tokens in by_unit for token in tokens]
+        return [tokens[number] if number >= 0 else Token(-1, PATCH, -1) for number in picture.whole_rows]
     columns = stage1[0] and stage1[0].get("tile_columns")
     if not columns:
         return [token for tokens in by_unit for token in tokens]

@@ -100,6 +100,13 @@ class Backbone:
         """For each item, how many tiles stand side by side, if the dominant rows of all tiles are in raster order."""
         return None
 
+    def whole_rows(self, hf_config: Any, item: Any) -> list[int] | None:
+        """For each row of an image that stays whole, the token that stands there; -1 for a row that is none.
+
+        Tokens are numbered through all units. None if every image has its units' tokens one after another.
+        """
+        return None
+
     def finish(
         self,
         model: Any,

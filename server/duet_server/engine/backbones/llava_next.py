@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from duet_server.engine.backbones.llava import Llava
 from duet_server.engine.cut import CutUnit
@@ -49,6 +49,15 @@ class LlavaNext(Llava):
 
     def tile_columns(self, model: Any, inputs: dict[str, Any]) -> list[int]:
         return [_tiles(model.config, size)[1] for size in inputs["image_sizes"].tolist()]
+
+    def whole_rows(self, hf_config: Any, item: Any) -> list[int]:
+        """The small view, then the rows of all tiles together, without padding and with a newline behind each."""
+        size, (grid, *tiles) = item["image_sizes"].data.tolist(), self.grids(hf_config, "image", item)
+        num_tokens = math.prod(grid)
+        places = torch.arange(num_tokens, num_tokens * (1 + len(tiles)))
+        by_row = places.view(*_tiles(hf_config, size), *grid).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        (unpadded,) = unpad_image(by_row[None], size)
+        return [*range(num_tokens), *torch.nn.functional.pad(unpadded, (0, 1), value=-1).flatten().tolist()]
 
     def finish(
         self,
