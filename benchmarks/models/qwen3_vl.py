@@ -71,7 +71,7 @@ class Qwen3VLModel:
 
     @property
     def rope_parameters(self) -> dict[str, Any]:
-        """A head's frequencies are split by 6 : 5 : 5 among the three axes. vLLM reads past the end if they are fewer."""
+        """The three axes share a head's frequencies by 6 : 5 : 5. vLLM reads past the end if there are fewer."""
         sections = [self.text["head_dim"] * part // 32 for part in (6, 5, 5)]
         rotary = {"rope_type": "default", "rope_theta": 5e6}
         return {**rotary, "mrope_section": sections, "mrope_interleaved": True}

@@ -1,7 +1,7 @@
 // The picture with the patches of one segment, and a thumbnail of each segment to choose it.
 
 import { plain } from "./numbers.js";
-import { countTokens, drawOverlay, isCropped } from "./overlay.js";
+import { drawOverlay, isCropped } from "./overlay.js";
 
 const THUMBNAIL = 240; // pixels across
 const LEAST_WIDTH = 672; // pixels; in a smaller canvas, the edges of patches would blur
@@ -17,13 +17,15 @@ export class Kept {
     this.chosen = 0;
   }
 
-  /** @param described the only entry of a preview's `patches`. */
-  show(picture, described) {
-    Object.assign(this, { picture, described });
+  /** @param plan a preview. Of a picture in tiles, only the view of the whole picture is drawn. */
+  show(picture, plan) {
+    const described = plan.patches.find(({ area }) => area);
+    Object.assign(this, { picture, described, counts: plan.segments.map((segment) => segment.visual_tokens) });
     this.chosen = Math.min(this.chosen, described.segments.length - 1);
     if (this.segments.querySelectorAll("label").length !== described.segments.length) this.#makeChoices();
     described.segments.forEach((segment, idx) => this.#label(idx, segment));
     this.legend.querySelector(".outside").hidden = !isCropped(described);
+    this.legend.querySelector(".tiles").hidden = plan.patches.length === 1;
     this.#toggle(true);
     this.#draw();
   }
@@ -59,15 +61,14 @@ export class Kept {
     const label = this.segments.querySelectorAll("label")[idx];
     drawOverlay(label.querySelector("canvas"), this.picture.canvas, this.described, segment, THUMBNAIL);
     label.querySelector("span").textContent = layersOf(segment);
-    label.querySelector("b").textContent = plain(countTokens(segment));
+    label.querySelector("b").textContent = plain(this.counts[idx]);
   }
 
   #draw() {
     const segment = this.described.segments[this.chosen];
     const source = this.picture.canvas;
     drawOverlay(this.canvas, source, this.described, segment, Math.max(source.width, LEAST_WIDTH));
-    const [rows, columns] = this.described.grid;
-    const tokens = `${countTokens(segment)} visual tokens of ${rows * columns} patches`;
+    const tokens = `${this.counts[this.chosen]} visual tokens`;
     this.canvas.setAttribute("aria-label", `${this.picture.name}: ${layersOf(segment)} hold ${tokens}.`);
   }
 }

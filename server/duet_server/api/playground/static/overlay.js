@@ -5,9 +5,6 @@ const MERGED = "rgb(255 176 0 / 0.45)";
 const HATCH = "rgb(255 255 255 / 0.16)";
 const HATCH_STEP = 14; // pixels
 
-/** Visual tokens that a segment holds of one picture. */
-export const countTokens = (segment) => segment.patches.length + segment.contextual.length + Number(segment.cls);
-
 /** Whether the patches leave out a part of the picture. */
 export const isCropped = ({ area, picture }) => area.width < picture.width - 1 || area.height < picture.height - 1;
 

@@ -36,7 +36,7 @@ export class Panel {
     const failed = await this.#explaining(async () => {
       await pause(PAUSE_MS, signal);
       const plan = await preview(question.body(this.setting.compression), signal);
-      this.kept.show(question.picture, plan.patches.find(({ area }) => area));
+      this.kept.show(question.picture, plan);
       this.figures.showPlan(plan);
       this.stale = false;
     });
