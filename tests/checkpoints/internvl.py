@@ -99,6 +99,10 @@ class VisionConfig(PretrainedConfig):
     model_type = "intern_vit_6b"
 
 
+class InternLM2Config(PretrainedConfig):
+    model_type = "internlm2"
+
+
 class InternVLChatConfig(PretrainedConfig):
     model_type = "internvl_chat"
     has_no_defaults_at_init = True
@@ -107,18 +111,28 @@ class InternVLChatConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self.vision_config = VisionConfig(**(vision_config or {}))
         llm = dict(llm_config or {"model_type": "qwen2"})
-        self.llm_config = AutoConfig.for_model(llm.pop("model_type"), **llm)
+        if llm["model_type"] == "internlm2":
+            self.llm_config = InternLM2Config(**llm)
+        else:
+            self.llm_config = AutoConfig.for_model(llm.pop("model_type"), **llm)
 """
 HF_FOLDER = "in_hugging_faces_format"
 
 
 def write_internvl_chat(directory: Path, decoder: str) -> Path:
-    """Write a checkpoint in the original format; one with the same weights in Hugging Face's lies in ``HF_FOLDER``."""
+    """Write a checkpoint in the original format; one with the same weights in Hugging Face's lies in ``HF_FOLDER``.
+
+    ``decoder`` is one of LLaVA's, or ``internlm2``: a Llama under other names, and with queries, keys and values in one
+    matrix.
+    """
     source = directory / HF_FOLDER
     source.mkdir()
-    write_internvl(source, decoder, use_qk_norm=True)
+    is_internlm2 = decoder == "internlm2"
+    write_internvl(source, "llama" if is_internlm2 else decoder, use_qk_norm=True)
     theirs = json.loads((source / "config.json").read_text())
-    vision = theirs["vision_config"]
+    vision, text = theirs["vision_config"], theirs["text_config"]
+    if is_internlm2:
+        text |= {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"]}
     config = {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -137,7 +151,7 @@ def write_internvl_chat(directory: Path, decoder: str) -> Path:
             "hidden_act": "gelu",
             "initializer_factor": 1.0,
         },
-        "llm_config": theirs["text_config"],
+        "llm_config": text,
         "force_image_size": SIDE * PATCH,
         "downsample_ratio": 0.5,
         "select_layer": -1,
@@ -154,6 +168,7 @@ def write_internvl_chat(directory: Path, decoder: str) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).write_text((source / name).read_text())
     weights = _as_chat(load_file(source / "model.safetensors"))
+    weights = _as_internlm2(weights, text["num_key_value_heads"]) if is_internlm2 else weights
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
@@ -187,4 +202,30 @@ def _as_chat(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name in [name for name in renamed if ".attention.q_proj." in name]:
         parts = [renamed.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
         renamed[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
+    return renamed
+
+
+_INTERNLM2_NAMES = {
+    "embed_tokens": "tok_embeddings",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attention_norm",
+    "lm_head": "output",
+}
+
+
+def _as_internlm2(weights: dict[str, torch.Tensor], num_kv_heads: int) -> dict[str, torch.Tensor]:
+    """The decoder's weights as InternLM2 names them. Each key head's queries, its keys and its values lie together."""
+    renamed = {}
+    for name, weight in weights.items():
+        for theirs, ours in _INTERNLM2_NAMES.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = weight
+    for name in [name for name in renamed if ".self_attn.q_proj." in name]:
+        parts = [renamed.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        joined = torch.cat([part.unflatten(0, (num_kv_heads, -1)) for part in parts], dim=1)
+        renamed[name.replace("self_attn.q_proj", "attention.wqkv")] = joined.flatten(0, 1)
     return renamed

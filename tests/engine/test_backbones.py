@@ -78,10 +78,11 @@ def internvl_with(decoder: str, *, use_qk_norm: bool) -> Family:
     )
 
 
-def internvl_chat() -> Family:
+def internvl_chat(decoder: str) -> Family:
+    """The original format, whose pictures here fit tiles exactly."""
     side = internvl.SIDE * internvl.PATCH
     return Family(
-        lambda path: internvl.write_internvl_chat(path, "qwen2"),
+        lambda path: internvl.write_internvl_chat(path, decoder),
         InternVLChatOracle,
         (),
         internvl.CHAT_IMAGE_TOKEN_ID,
@@ -107,7 +108,8 @@ FAMILIES = {
     "llava_next": tiled_llava(),
     "internvl qwen2": internvl_with("qwen2", use_qk_norm=True),
     "internvl qwen3": internvl_with("qwen3", use_qk_norm=False),
-    "internvl chat": internvl_chat(),
+    "internvl chat qwen2": internvl_chat("qwen2"),
+    "internvl chat internlm2": internvl_chat("internlm2"),
 }
 
 
@@ -164,7 +166,7 @@ def stock(checkpoints, tmp_path_factory) -> dict[str, list[list[int]]]:
 
 def engine_args(name: str) -> dict[str, Any]:
     limits = {"image": 4} | ({"video": 0} if not name.startswith("llava") else {})
-    return {"limit_mm_per_prompt": limits, "block_size": 32, "trust_remote_code": name == "internvl chat"}
+    return {"limit_mm_per_prompt": limits, "block_size": 32, "trust_remote_code": name.startswith("internvl chat")}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
