@@ -401,7 +401,7 @@ IMAGE = st.tuples(st.just("image"), st.integers(1, 5))
 TEMPLATE = st.tuples(st.just("template"), st.sampled_from(["|A| who |", "|Z|", "| "]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(parts=st.lists(st.one_of(USER, IMAGE, TEMPLATE), max_size=10), decode=st.booleans())
 def test_rows_are_exactly_those_of_salient_words_after_the_first_image(parts, decode):
     """With the byte tokenizer, rows can be counted: one per byte, one for BOS, and those of each image."""
@@ -433,7 +433,7 @@ def test_rows_are_exactly_those_of_salient_words_after_the_first_image(parts, de
     assert rows == expected
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     tokenizer=st.sampled_from([byte_tokenizer, bpe_tokenizer, unigram_tokenizer, byte_fallback_tokenizer]),
     text=st.text(max_size=40),

@@ -59,6 +59,14 @@ def test_one_request_counts_once(chat, counted):
     }
 
 
+def test_a_cut_that_only_adds_the_class_token_saves_nothing(chat, counted):
+    usage = chat(compression={"dominant": 577, "contextual": 0}).json()["usage"]["compression"]
+    assert usage["visual_tokens"]["stage1"] == 577
+    gained = counted()
+    assert gained["duet_requests_total", "custom"] == 1
+    assert ("duet_kv_token_layers_saved_total",) not in gained
+
+
 def test_streams_count_too(chat, counted):
     chat(compression={"visual_tokens": 200}, stream=True)
     assert counted()["duet_requests_total", "custom"] == 1

@@ -163,7 +163,7 @@ def test_prefill_and_decode_take_blocks_for_what_is_held(cache: Cache):
         assert cache.num_blocks(request) == blocks_for(length, length, length - 10, length - 20)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(num_tokens=st.integers(24, 55), keep=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda k: sorted(k)[::-1]))
 def test_a_segments_manager_asks_for_what_it_takes(vllm_config: VllmConfig, num_tokens: int, keep: list[float]):
     cache = Cache(vllm_config)

@@ -378,7 +378,6 @@ def idle_scheduler(vllm_config: VllmConfig) -> DuetScheduler:
 
 
 @given(st.integers(0, BUDGET), st.integers(1, BUDGET), st.integers(0, 300), st.integers(1, 2))
-@settings(deadline=None)
 def test_without_compression_the_encoder_is_scheduled_as_vllm_does(
     idle_scheduler: DuetScheduler, budget: int, num_new: int, num_computed: int, num_pictures: int
 ):
@@ -422,7 +421,7 @@ def run_arrivals(engine: Engine, arrivals: list[list[Ask]]) -> dict[str, int]:
 
 
 @given(ARRIVALS, st.sampled_from(["fcfs", "priority"]), st.integers(0, 1))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_request_ends_with_its_tokens(
     vllm_config: VllmConfig, arrivals: list[list[Ask]], policy: str, delay: int
 ):
@@ -435,7 +434,7 @@ def test_every_request_ends_with_its_tokens(
 
 
 @given(ARRIVALS, st.integers(0, 1))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_waiting_is_bounded(vllm_config: VllmConfig, arrivals: list[list[Ask]], delay: int):
     """With enough blocks: how long the first one in the queue waits."""
     engine = Engine(vllm_config, delay=delay)

@@ -318,7 +318,7 @@ def any_step(draw: st.DrawFn) -> tuple[list[Request], int]:
     return requests + [PADDING] * draw(st.integers(0, 2)), num_segments
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(any_step())
 def test_any_generated_step_matches_the_token_lists(step: tuple[list[Request], int]):
     try:
@@ -442,7 +442,7 @@ def buffers(step: CurrentStep, num_requests: int, num_rows: int) -> list[list]:
     return [getattr(parts, name)[:, :size].tolist() for name, size in (sizes | {"slot_mapping": num_rows}).items()]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_step_after_others_is_laid_out_as_if_it_were_the_first(data: st.DataObject):
     """Whether the layout of the step before is used again or not."""

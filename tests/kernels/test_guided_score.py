@@ -266,7 +266,7 @@ def batches(draw: st.DrawFn) -> Batch:
     return random_batch(num_keys, guiding, pools, heads, kv_heads, draw(st.integers(1, 4)), draw(st.integers(0, 2**20)))
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches())
 def test_any_batch_equals_the_loop(batch: Batch):
     assert_equals_the_loop(batch)

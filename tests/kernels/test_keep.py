@@ -141,7 +141,7 @@ def scored_pools(draw: st.DrawFn) -> tuple[list[float], list[Pool]]:
     return draw(st.lists(scores, min_size=num_rows, max_size=num_rows)), pools
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(scored_pools())
 def test_any_pools_equal_the_sort(device: torch.device, scored: tuple[list[float], list[Pool]]):
     score, pools = scored

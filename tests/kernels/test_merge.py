@@ -190,7 +190,7 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int
     return torch.tensor(score, dtype=torch.float32).view(-1, patches), metric, settings
 
 
-@hypothesis_settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=batches())
 def test_any_batch_equals_the_loop(
     device: torch.device, batch: tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, int]]]

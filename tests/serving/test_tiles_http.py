@@ -53,6 +53,11 @@ def test_llava_next_gives_the_authors_tokens_alone_and_together(next_server):
     assert answers == [case.tokens for case in cases] * 2
 
 
+def test_the_server_says_what_it_serves(next_server):
+    about = next_server.client.get("/v1/compression").json()
+    assert about["modalities"]["image"] == {"unit": "tile", "quality": "unproven", "max_tokens": 5 * 576 + 48}
+
+
 def test_a_preview_shows_every_tile_by_the_authors_selection(next_server):
     for case in GoldenNextCase.all():
         answer = next_server.client.post(

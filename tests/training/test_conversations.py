@@ -302,7 +302,7 @@ def test_a_single_turn_is_the_servers_prompt(make_processor, template, question,
     assert expand(processor, encoded, 5) == served(processor, parts, 5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     make_processor=st.sampled_from(list(PROCESSORS.values())),
     template=st.sampled_from(list(TEMPLATES.values())),

@@ -66,7 +66,8 @@ class CompressionMetrics:
             for stage, key in STAGES.items():
                 _VISUAL_TOKENS.labels(self._model_name, modality, stage).inc(tokens[key])
         self._reduction.observe(usage["reduction"])
-        self._saved.inc(cache["token_layers_uncompressed"] - cache["token_layers"])
+        # Counts of stage 1 may keep a class token and every patch, which is a token more than without compression.
+        self._saved.inc(max(0, cache["token_layers_uncompressed"] - cache["token_layers"]))
 
     def count_rejected(self, reason: Reason) -> None:
         self._rejected[reason].inc()

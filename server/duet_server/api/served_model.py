@@ -58,7 +58,7 @@ class ServedModel:
             unit=about.get("unit", "image"),
             overview=about.get("overview", 0),
             is_proven=about.get("is_proven", True),
-            max_excess=math.inf if most is None else most - context,
+            max_excess=math.inf if most is None else max(0, most - context),
         )
         served._check_default()
         return served

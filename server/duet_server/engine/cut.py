@@ -51,7 +51,8 @@ def cut(encoded: Encoded, units: Sequence[Unit], *, has_cls: bool, in_place: boo
         tokens, _, places = select_and_merge(hidden, scores, metrics, settings, has_cls=has_cls)
         counts = [units[idx].num_entering for idx in chosen]
         if in_place:
-            firsts = [num_tokens * position for position, count in enumerate(counts) for _ in range(count)]
+            stride = num_tokens + 1  # places begin at -1, for CLS
+            firsts = [stride * position for position, count in enumerate(counts) for _ in range(count)]
             order = (places + to_device(firsts, places.device, torch.int64)).argsort()
             tokens, places = tokens[order], places[order]
         for idx, *kept in zip(chosen, tokens.split(counts), places.split(counts), strict=True):

@@ -61,7 +61,7 @@ class DuetScheduler(AsyncScheduler):
         most = (self.vllm_config.additional_config["duet"]["served"] or {}).get("max_positions")
         units = (unit for feature in request.mm_features for unit in units_of(feature.data, feature.modality))
         excess = excess_positions(units)
-        if most is not None and excess > most - self.vllm_config.model_config.max_model_len:
+        if most is not None and excess > max(0, most - self.vllm_config.model_config.max_model_len):
             raise SettingsError("duet_stage1", excess, "more visual tokens: these are positions without a token")
 
     def _add_plan(self, request: Request) -> None:

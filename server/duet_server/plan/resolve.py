@@ -245,15 +245,15 @@ def check_item(
     if settings.has_counts:
         _check_average(layer_average(counts[1:], shape.segment_layers), counts[0], asked, limit)
     elif settings.budget and not settings.budget.is_share:
-        _check_average(settings.budget.of(counts[0]), counts[0], asked, limit)
+        _check_average(settings.budget.of(counts[0]), counts[0], asked, limit, "asks for")
 
 
-def _check_average(average: float, num_tokens: int, asked: Any, limit: float) -> None:
+def _check_average(average: float, num_tokens: int, asked: Any, limit: float, verb: str = "keeps") -> None:
     smallest = (1 - limit) * num_tokens
     if average < smallest - TOLERANCE:
         expected = (
             f"a layer average of at least {_round_up(smallest)} visual tokens per image, for a reduction of at most "
-            f"{limit:g}; this request keeps {average:g}"
+            f"{limit:g}; this request {verb} {average:g}"
         )
         raise SettingsError(FIELD, asked, expected)
 

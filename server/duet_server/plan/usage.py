@@ -54,7 +54,10 @@ def compression_usage(
 
 
 def _by_modality(shape: ModelShape, items: Sequence[VisualItem], plan: RequestPlan) -> dict[str, dict[str, float]]:
-    """The same totals for each modality. Stage 2 ranks a pool as a whole, so its items share in what it keeps."""
+    """The same totals for each modality.
+
+    Stage 2 ranks a pool as a whole. So its items share in what it keeps, in proportion to what they bring.
+    """
     totals: dict[str, Counter[str]] = {}
     for idx, pool in enumerate(plan.layout.pools):
         num_structure = plan.layout.num_structure(pool)

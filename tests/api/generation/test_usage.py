@@ -49,6 +49,10 @@ def of_prompt(num_images, segments, token_layers):
 def test_usage_is_summed_over_prompts():
     total = total_usage([of_prompt(2, [8, 4], 30), None, of_prompt(0, [0, 0], 5), of_prompt(1, [4, 2], 7)])
     assert total == {**of_prompt(3, [12, 6], 42), "reduction": 0.7}
+    assert total_usage([of_prompt(0, [0, 0], 5), of_prompt(2, [8, 4], 30)])["by_modality"] == {"image": {"items": 2}}
+    video = of_prompt(1, [4, 2], 7) | {"by_modality": {"video": {"items": 3}}}
+    both = {"image": {"items": 3}, "video": {"items": 3}}
+    assert total_usage([of_prompt(2, [8, 4], 30), video, of_prompt(1, [4, 2], 7)])["by_modality"] == both
     assert total_usage([of_prompt(0, [0, 0], 5)])["reduction"] == 0.0
     assert total_usage([None]) is None
 

@@ -131,7 +131,7 @@ DAMAGE = {
 }
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1500, suppress_health_check=list(HealthCheck))
 @given(
     data=st.sampled_from([*FILES.values(), encoded(Image.new("RGB", (8, 8), "red"), "PNG", transparency=(255, 0, 0))]),
     damage=st.sampled_from(list(DAMAGE.values())),

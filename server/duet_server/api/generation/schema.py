@@ -119,7 +119,7 @@ class VisualTokens(BaseModel):
 
 
 class ModalityTokens(BaseModel):
-    """The same numbers for the images, or the videos, of the request."""
+    """The same totals for the images, or the videos, of the request. Segments are counted for both together."""
 
     items: int = Field(description="How many there are.")
     encoder: int

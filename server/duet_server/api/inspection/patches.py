@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any, NamedTuple
 
+from duet_server.api.errors import RequestRefusedError
 from duet_server.api.generation.prompt import items_of
 from duet_server.plan import ModelShape, Unit, VisualItem, any_cut
+from duet_server.plan.errors import Words
 from duet_server.plan.wire import ROWS_KEY, TRACE_KEY, TracedPicture, field_key
 
 Trace = Mapping[str, Mapping[int, Any]]  # the result of duet_server.engine.trace.Traces.take
@@ -89,6 +91,9 @@ def describe_patches(
         shape: the model's shape.
         processor: the Hugging Face image processor. Its resizing and cropping decide which area the patches cover.
         overview: which of a picture's units shows all of it.
+
+    Raises:
+        RequestRefusedError: if a picture's rows are not those of its units, and its backbone has no ``whole_rows``.
     """
     segments = _segments(trace, num_prompt_tokens, len(shape.boundaries) + 1)
     layers = list(pairwise((0, *shape.boundaries, shape.decoder.num_layers)))
@@ -96,7 +101,9 @@ def describe_patches(
     for picture in pictures:
         stage1 = trace["images"].get(picture.image_idx) or [None] * len(picture.units)
         tokens = _tokens(picture, stage1, has_cls=shape.vision.has_cls)
-        assert len(tokens) == picture.span[1] - picture.span[0], f"{len(tokens)=} {picture.span=}"
+        if len(tokens) != picture.span[1] - picture.span[0]:
+            value = Words("a picture whose rows this model's backbone does not describe")
+            raise RequestRefusedError("unsupported", "messages", value, "/v1/compression/plan for this model")
         for unit_idx, unit in enumerate(picture.units):
             held = [_held(picture.span, rows, tokens, unit_idx) for rows, _ in segments]
             scores = [_scores(picture.span, tokens, ranked, unit_idx) for _, ranked in segments]

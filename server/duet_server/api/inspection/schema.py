@@ -28,7 +28,9 @@ class UnitTokens(BaseModel):
     """What the vision tower attends within, and what stage 1 chooses from: an image or a tile."""
 
     grid: tuple[int, int] = Field(description="Rows and columns of visual tokens that the tower makes.")
-    stage1: int = Field(description="How many of them stage 1 keeps; all if it leaves the unit whole.")
+    stage1: int = Field(
+        description="Rows that stage 1 makes of them, a class token included; all tokens if it leaves the unit whole."
+    )
 
 
 class ItemTokens(BaseModel):
@@ -37,7 +39,10 @@ class ItemTokens(BaseModel):
     modality: str
     encoder: int = Field(description="Visual tokens without compression.")
     stage1: int = Field(description="Visual tokens that enter the language model.")
-    units: list[UnitTokens] = Field(description="Its units in the tower's order; empty for image embeddings.")
+    units: list[UnitTokens] = Field(
+        description="Its units in the tower's order. An image in tiles may enter with another number of tokens than "
+        "they have, because padding is removed and newlines are added."
+    )
 
 
 class CompressionPlan(BaseModel):
@@ -94,7 +99,9 @@ class PicturePatches(BaseModel):
     tile: int | None = Field(
         None, description="The tile's number, if the model sees the picture in tiles; one of them shows all of it."
     )
-    stage1: Stage1Patches | None = Field(description="null if stage 1 is off: every patch enters the language model.")
+    stage1: Stage1Patches | None = Field(
+        description="null if stage 1 is off: every patch enters, except padding that the model removes."
+    )
     segments: list[SegmentPatches]
 
 
