@@ -64,7 +64,7 @@ def test_quantized_weights_are_the_weights_that_they_stand_for(tmp_path, method,
         for ask, output in zip(asks, engine.generate(*asks), strict=True):
             found, expected = first_step(served, ask, output)
             errors.append((found - expected).abs().max().item())
-        assert max(errors) < 0.1, errors
+        assert max(errors) < 0.15, errors
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM's FP8 KV cache on a CPU needs AVX512")
