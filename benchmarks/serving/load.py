@@ -74,9 +74,8 @@ class Client:
         self, server: Server, load: Load, num_prompts: int, concurrency: int, seed: int | str
     ) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
-        requests = make_requests(
-            load, tokenizer, num_prompts, seed, self.picture_size
-        )  # make all before the clock starts
+        # Make all before the clock starts.
+        requests = make_requests(load, tokenizer, num_prompts, seed, self.picture_size)
         body: dict[str, Any] = {"temperature": 0}
         if load.compression is not None:
             body["compression"] = load.compression

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +195,7 @@ _CHAT_NAMES = {
 
 def _as_chat(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights under their original names, with queries, keys and values of the tower in one matrix."""
-    renamed = {}
-    for name, weight in weights.items():
-        for theirs, ours in _CHAT_NAMES.items():
-            name = name.replace(theirs, ours)
-        renamed[name] = weight
-    for name in [name for name in renamed if ".attention.q_proj." in name]:
-        parts = [renamed.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
-        renamed[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
-    return renamed
+    return _renamed(weights, _CHAT_NAMES, (".attention.q_proj.", ".attn.qkv."), torch.cat)
 
 
 _INTERNLM2_NAMES = {
@@ -219,13 +212,29 @@ _INTERNLM2_NAMES = {
 
 def _as_internlm2(weights: dict[str, torch.Tensor], num_kv_heads: int) -> dict[str, torch.Tensor]:
     """The decoder's weights as InternLM2 names them. Each key head's queries, its keys and its values lie together."""
+
+    def join(parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([part.unflatten(0, (num_kv_heads, -1)) for part in parts], dim=1).flatten(0, 1)
+
+    return _renamed(weights, _INTERNLM2_NAMES, (".self_attn.q_proj.", ".attention.wqkv."), join)
+
+
+def _renamed(
+    weights: dict[str, torch.Tensor],
+    names: dict[str, str],
+    joined: tuple[str, str],
+    join: Callable[[list[torch.Tensor]], torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Weights under other names, with queries, keys and values as one.
+
+    ``joined`` is a part of the name of the queries' weight, then that of the joint weight.
+    """
     renamed = {}
     for name, weight in weights.items():
-        for theirs, ours in _INTERNLM2_NAMES.items():
+        for theirs, ours in names.items():
             name = name.replace(theirs, ours)
         renamed[name] = weight
-    for name in [name for name in renamed if ".self_attn.q_proj." in name]:
+    for name in [name for name in renamed if joined[0] in name]:
         parts = [renamed.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
-        joined = torch.cat([part.unflatten(0, (num_kv_heads, -1)) for part in parts], dim=1)
-        renamed[name.replace("self_attn.q_proj", "attention.wqkv")] = joined.flatten(0, 1)
+        renamed[name.replace(*joined)] = join(parts)
     return renamed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 
@@ -21,15 +20,6 @@ from tests.oracle.tiles import LlavaNextOracle
 CASES = GoldenNextCase.all()
 CUT = [case for case in CASES if case.stage1]
 DROPPING = [case for case in CASES if case.keep]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine, threads that share such small work wait for each other for most of the time."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @cache

@@ -100,8 +100,8 @@ def test_counts_never_rise_and_never_exceed_the_input(layout, keep):
         assert [len(pool) for pool in segment.pools] == [num_kept(len(pool), share) for pool in layout.pools]
 
 
-@given(layouts(), st.integers(1, 3).flatmap(schedules))
-def test_text_rows_and_pools_tile_every_segment(layout, keep):
+def check_tiles(layout, keep):
+    """Text rows and pools are together the rows of each segment."""
     plan = make_plan(layout, keep, ())
     text = [row for row in range(layout.num_tokens) if not layout.is_visual(row)]
     for segment_idx, segment in enumerate(plan.segments):
@@ -109,6 +109,11 @@ def test_text_rows_and_pools_tile_every_segment(layout, keep):
         rows += [row for pool in segment.pools for row in range(pool.start, pool.end)]
         assert sorted(rows) == list(range(segment.num_tokens))
         assert segment.num_tokens + segment.dropped == layout.num_tokens
+
+
+@given(layouts(), st.integers(1, 3).flatmap(schedules))
+def test_text_rows_and_pools_tile_every_segment(layout, keep):
+    check_tiles(layout, keep)
 
 
 @given(layouts(), st.integers(1, 3).flatmap(schedules), st.data())
@@ -179,9 +184,4 @@ def test_a_plan_is_laid_out_from_its_own_counts(layout, keep):
 
 @given(structured_layouts(), st.integers(1, 3).flatmap(schedules))
 def test_text_rows_and_pools_with_structure_tile_every_segment(layout, keep):
-    plan = make_plan(layout, keep, ())
-    text = [row for row in range(layout.num_tokens) if not layout.is_visual(row)]
-    for segment_idx, segment in enumerate(plan.segments):
-        rows = text_rows(plan, segment_idx, text)
-        rows += [row for pool in segment.pools for row in range(pool.start, pool.end)]
-        assert sorted(rows) == list(range(segment.num_tokens))
+    check_tiles(layout, keep)

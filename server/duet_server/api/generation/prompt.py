@@ -115,11 +115,6 @@ class CompressedPrompt:
             raise RequestRefusedError("invalid_settings", "compression", asked, expected)
 
     @property
-    def num_encoded(self) -> int:
-        """Visual tokens that the language model would get without compression."""
-        return sum(item.num_tokens for item in self.items)
-
-    @property
     def drops(self) -> bool:
         """Whether stage 2 drops any token of this prompt."""
         return self.plan.drops

@@ -16,7 +16,8 @@ def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
     assert shape is not None, f"{served=}"
     usage = prompt.usage(shape)
     layout = prompt.plan.layout
-    num_uncompressed = layout.num_text_tokens + prompt.num_encoded
+    num_encoded = usage["visual_tokens"]["encoder"]
+    num_uncompressed = layout.num_text_tokens + num_encoded
     tokens = [segment.num_tokens for segment in prompt.plan.segments]
     units = [unit.num_tokens for item in prompt.items for unit in item.units]
     cache = usage["kv_cache"]
@@ -32,7 +33,7 @@ def plan_body(prompt: CompressedPrompt, served: ServedModel) -> dict[str, Any]:
         ),
         "prefill_flops": _cost(
             prefill_flops(shape, tokens, units, layout.num_visual_tokens),
-            prefill_flops(shape, [num_uncompressed] * len(tokens), units, prompt.num_encoded),
+            prefill_flops(shape, [num_uncompressed] * len(tokens), units, num_encoded),
         ),
         "compression": usage,
     }
